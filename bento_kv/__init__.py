@@ -1,0 +1,49 @@
+"""Export, prove and serve language models from ONNX on BentoML.
+
+The public surface is `__all__`; its parts are imported when they are first used, so that `import bento_kv` costs
+nothing and the serving path never meets the export world.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOME = {
+    "EngineConfig": "bento_kv.engine.config",
+    "OnnxDecoderRunnable": "bento_kv.runnable",
+    "VerifiedDecoder": "bento_kv.store",
+    "get": "bento_kv.store",
+    "load_model": "bento_kv.store",
+    "openai_app": "bento_kv.server.app",
+    "save_model": "bento_kv.store",
+}
+
+__all__ = [
+    "EngineConfig",
+    "OnnxDecoderRunnable",
+    "VerifiedDecoder",
+    "__version__",
+    "get",
+    "load_model",
+    "openai_app",
+    "save_model",
+]
+
+if TYPE_CHECKING:
+    from bento_kv.engine.config import EngineConfig
+    from bento_kv.runnable import OnnxDecoderRunnable
+    from bento_kv.server.app import openai_app
+    from bento_kv.store import VerifiedDecoder, get, load_model, save_model
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'bento_kv' has no attribute {name!r}")
+    return getattr(import_module(_HOME[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

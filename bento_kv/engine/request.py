@@ -1,0 +1,126 @@
+"""The engine's nouns: what a request asks for and what it gets back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bento_kv.plan import StepPlan
+
+FinishReason = Literal["stop", "length", "abort", "error"]
+
+
+class Decoder(Protocol):
+    """What the engine needs of a model: one step. Step 0 is not special."""
+
+    @property
+    def slots(self) -> int: ...
+
+    @property
+    def max_length(self) -> int:
+        """Positions of a slot."""
+        ...
+
+    @property
+    def vocab_size(self) -> int: ...
+
+    def step(self, plan: StepPlan) -> NDArray[np.float32]:
+        """Run the plan. Returns logits `[sum(row.logits), vocab_size]`, in the order of the plan's rows."""
+        ...
+
+
+class Detokenize(Protocol):
+    """Token ids to text, special tokens left out."""
+
+    def __call__(self, ids: Sequence[int], /) -> str: ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingParams:
+    """How to choose tokens and when to stop. Ranges are checked where a request enters the engine.
+
+    Attributes:
+        max_tokens: tokens to generate at most; to the end of the context if None.
+        temperature: 0 is greedy.
+        top_k: keep the k likeliest tokens; 0 keeps all.
+        top_p: keep the smallest set of likeliest tokens whose probability reaches this.
+        min_p: drop tokens less likely than this times the likeliest.
+        seed: same request and seed, same output, whatever the load; random if None.
+        repetition_penalty: over prompt and output, as in CTRL (arXiv 1909.05858); 1 is off.
+        presence_penalty, frequency_penalty: over the output, as in OpenAI's API; 0 is off.
+        logit_bias: added to the logits of these token ids.
+        stop: texts that end the output; they are not part of it.
+        stop_token_ids: ids that end the output, the model's end-of-sequence ids among them.
+        logprobs: log-probabilities of the chosen token and of this many likeliest ones; none if None.
+    """
+
+    max_tokens: int | None = None
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    seed: int | None = None
+    repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    stop: tuple[str, ...] = ()
+    stop_token_ids: frozenset[int] = frozenset()
+    logprobs: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprobs:
+    """Natural log-probabilities of one position under the model's own distribution, before penalties and temperature.
+
+    Attributes:
+        token_id: the chosen token.
+        logprob: its log-probability.
+        top: the likeliest tokens with theirs, likeliest first, ties by id.
+    """
+
+    token_id: int
+    logprob: float
+    top: tuple[tuple[int, float], ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepOutput:
+    """What a step brought one request: an event of its stream.
+
+    Attributes:
+        text: text that is final now; empty while a character or a possible stop text is incomplete.
+        token_ids: tokens chosen in this step; the one that ended the request included.
+        logprobs: one entry per token of `token_ids` if they were asked for.
+        finish_reason: set on the last event of a request and only there.
+        stop_reason: the stop text or stop token id that ended it, if one did.
+        error: what went wrong, if `finish_reason` is `error`.
+    """
+
+    text: str = ""
+    token_ids: tuple[int, ...] = ()
+    logprobs: tuple[TokenLogprobs, ...] = ()
+    finish_reason: FinishReason | None = None
+    stop_reason: str | int | None = None
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request:
+    """One sequence to continue.
+
+    Attributes:
+        id: unique among the requests alive.
+        prompt_ids: at least one token id.
+        params: how to choose tokens.
+        emit: called from the engine thread with every event, in order; it must not block or raise.
+    """
+
+    id: str
+    prompt_ids: tuple[int, ...]
+    params: SamplingParams
+    emit: Callable[[StepOutput], None]

@@ -1,0 +1,1 @@
+"""The export world: a Hugging Face causal LM becomes a decoder directory. Needs the `export` extra (torch, onnx)."""

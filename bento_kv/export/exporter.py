@@ -1,0 +1,154 @@
+"""Export: from a model source to a decoder directory, whole or not at all."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, get_args
+
+import onnx_ir as ir
+
+from bento_kv import manifest as contract
+from bento_kv.errors import ExportError
+from bento_kv.export.tracing import to_onnx
+from bento_kv.export.graph import optimize
+from bento_kv.export.model import Survey, load_config, load_model, survey
+from bento_kv.export.source import ModelSource
+from bento_kv.export.tokenizer import load_generation_config, load_tokenizer, token_ids, write_companions
+
+DEFAULT_OPSET = 23
+MIN_OPSET = 23  # torch's exporter writes RMSNormalization and RotaryEmbedding, which came with it
+_PACKAGES = ("bento-kv", "torch", "transformers", "onnx", "onnxscript", "onnx-ir", "onnxruntime", "numpy")
+
+Progress = Callable[[str], None]
+
+
+def export(
+    source: str,
+    directory: Path,
+    *,
+    precision: str = "fp32",
+    max_length: int | None = None,
+    opset: int = DEFAULT_OPSET,
+    force: bool = False,
+    progress: Progress = lambda _: None,
+) -> contract.Manifest:
+    """Write a decoder directory.
+
+    Args:
+        source: a Hugging Face model directory, a hub id, or `demo`.
+        directory: where to; it appears when it is complete.
+        precision: of the weights.
+        max_length: positions of a slot; the model's own limit unless set.
+        opset: of the graph's standard operators.
+        force: replace what stands at `directory`.
+        progress: told what is being done.
+
+    Raises:
+        SourceError: the model cannot be found or read.
+        ExportError: it cannot be exported as asked.
+    """
+    if precision not in get_args(contract.Precision):
+        known = ", ".join(get_args(contract.Precision))
+        raise ExportError(f"precision {precision!r} is not one of: {known}")
+    if opset < MIN_OPSET:
+        raise ExportError(f"opset {opset} is too old: the decoder's operators need at least {MIN_OPSET}")
+    check_target(directory, force=force)
+    progress(f"reading {source}")
+    found = ModelSource.find(source)
+    config = load_config(found)
+    tokenizer = load_tokenizer(found)
+    generation = load_generation_config(found, config)
+    model = load_model(found, config, attention_implementation="bento_kv_survey")
+    facts = survey(model)
+    length = _length(found, facts, max_length)
+    with _staged(directory, force=force) as staging:
+        progress(f"tracing {type(model).__name__}, {len(facts.layers)} layers")
+        graph = optimize(to_onnx(model, facts.layers, opset), length)
+        progress("writing weights")
+        ir.save(graph, staging / contract.MODEL_FILE, external_data=contract.DATA_FILE)
+        write_companions(found, tokenizer, generation, staging)
+        record = contract.Manifest(
+            source=contract.Source(id=found.id, revision=found.revision, weights_sha256=found.weights_sha256()),
+            architecture=type(model).__name__,
+            layout="in-place",
+            precision="fp32",
+            opset={domain or "ai.onnx": version for domain, version in graph.opset_imports.items()},
+            ir_version=graph.ir_version,
+            inputs=tuple(_spec(value) for value in graph.graph.inputs),
+            outputs=tuple(_spec(value) for value in graph.graph.outputs),
+            layers=facts.layers,
+            vocab_size=facts.vocab_size,
+            max_length=length,
+            token_ids=token_ids(tokenizer, generation),
+            files=contract.hash_files(staging),
+            versions=contract.versions_of(_PACKAGES),
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+        )
+        record.write(staging)
+    return record
+
+
+def check_target(directory: Path, *, force: bool) -> None:
+    """Refuse early what `_staged` would refuse late.
+
+    Raises:
+        ExportError: something stands there and may not be replaced.
+    """
+    if not directory.exists():
+        return
+    if not force:
+        raise ExportError(f"{directory} exists already; give --force to replace it, or another directory")
+    if not directory.is_dir() or (any(directory.iterdir()) and not (directory / contract.MANIFEST_FILE).is_file()):
+        raise ExportError(f"{directory} is not a decoder directory, so --force does not replace it; give another one")
+
+
+def _length(source: ModelSource, facts: Survey, asked: int | None) -> int:
+    if asked is None:
+        return facts.max_length
+    if not 2 <= asked <= facts.max_length:
+        raise ExportError(f"{source.id}: max length {asked} is not between 2 and the model's {facts.max_length} positions")
+    return asked
+
+
+def _spec(value: Any) -> contract.TensorSpec:
+    shape = tuple(dim if isinstance(dim, int) else str(dim.value) for dim in value.shape)
+    return contract.TensorSpec(name=value.name, dtype=value.dtype.name.lower(), shape=shape)
+
+
+@contextmanager
+def _staged(directory: Path, *, force: bool) -> Iterator[Path]:
+    """A directory beside the target that takes its place if all goes well, and is gone if not."""
+    directory = directory.resolve()
+    try:
+        directory.parent.mkdir(parents=True, exist_ok=True)
+        staging = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
+    except OSError as error:
+        raise ExportError(f"{directory.parent} cannot be written to: {error.strerror}") from error
+    try:
+        yield staging
+        staging.chmod(0o777 & ~_umask())
+        if directory.exists() and force:
+            shutil.rmtree(directory)
+        staging.rename(directory)
+    except OSError as error:
+        if error.errno == errno.ENOSPC:
+            free = shutil.disk_usage(directory.parent).free
+            raise ExportError(
+                f"the disk of {directory.parent} is full ({free // 2**20} MiB left); free some room or export elsewhere"
+            ) from error
+        raise ExportError(f"{directory} cannot be written: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

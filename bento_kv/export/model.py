@@ -1,0 +1,166 @@
+"""Loading the torch model, and finding out whether and how it can be exported."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+from bento_kv.errors import BentoKVError, SourceError, UnsupportedArchitecture
+from bento_kv.export import attention
+from bento_kv.export.source import ModelSource
+from bento_kv.manifest import LayerGeometry
+
+# Rotary embeddings whose frequencies change with the length of the sequence: keys cached at one length would not fit
+# the queries of another. Within the length they were trained at, they do not change.
+_LENGTH_DEPENDENT_ROTARY = frozenset({"dynamic", "longrope"})
+
+
+@dataclass(frozen=True, slots=True)
+class Survey:
+    """What the export needs to know of a model.
+
+    Attributes:
+        layers: geometry of the cache, by layer.
+        vocab_size: width of the logits.
+        max_length: positions that the model was made for.
+    """
+
+    layers: tuple[LayerGeometry, ...]
+    vocab_size: int
+    max_length: int
+
+
+def load_config(source: ModelSource) -> PreTrainedConfig:
+    """The configuration of a causal language model.
+
+    Raises:
+        SourceError: it cannot be read.
+        UnsupportedArchitecture: it is not a causal language model that transformers knows.
+    """
+    try:
+        config = AutoConfig.from_pretrained(source.path, local_files_only=True)
+    except (OSError, ValueError, KeyError) as error:
+        raise SourceError(f"{source.id}: its config.json cannot be read: {str(error).strip().splitlines()[0]}") from error
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise UnsupportedArchitecture(
+            f"{source.id}: {config.model_type} is not a causal language model in transformers, "
+            "so there is no decoder to export"
+        )
+    return config
+
+
+def load_model(source: ModelSource, config: PreTrainedConfig, attention_implementation: str | None = None) -> Any:
+    """The model in fp32, ready for inference.
+
+    Raises:
+        SourceError: the weights cannot be read.
+        UnsupportedArchitecture: it does not take another attention function.
+    """
+    if attention_implementation is not None:
+        attention.register()
+    try:
+        model, info = AutoModelForCausalLM.from_pretrained(
+            source.path,
+            config=config,
+            dtype=torch.float32,
+            attn_implementation=attention_implementation,
+            local_files_only=True,
+            output_loading_info=True,
+        )
+    except ValueError as error:
+        if attention_implementation is None or "attn_implementation" not in str(error):
+            raise SourceError(f"{source.id}: {_first_line(error)}") from error
+        raise UnsupportedArchitecture(_own_attention(config)) from error
+    except Exception as error:  # safetensors, pickle and torch each raise their own
+        raise SourceError(f"{source.id}: its weights cannot be read: {_first_line(error)}") from error
+    missing = sorted(info["missing_keys"])
+    if missing:
+        raise SourceError(
+            f"{source.id}: its weights lack {len(missing)} tensors that config.json asks for, {missing[0]} first"
+        )
+    return model.eval()
+
+
+def survey(model: PreTrainedModel) -> Survey:
+    """Run the model once and note what each attention layer asks of a cache.
+
+    Raises:
+        UnsupportedArchitecture: it keeps state elsewhere, or computes attention in a way of its own.
+    """
+    config = model.config.get_text_config(decoder=True)
+    name = config.model_type
+    accepted = inspect.signature(model.forward).parameters
+    for needed in ("position_ids", "logits_to_keep"):
+        if needed not in accepted:
+            raise UnsupportedArchitecture(
+                f"{name}: {type(model).__name__} takes no {needed}, so packed steps cannot be exported"
+            )
+    ids = torch.tensor([[0, 1, 2]]) % config.vocab_size
+    model.set_attn_implementation(attention.SURVEY)
+    with torch.no_grad(), attention.surveying() as found:
+        try:
+            logits = model(
+                input_ids=ids,
+                position_ids=torch.arange(3)[None],
+                past_key_values=attention.PassThroughCache(),
+                use_cache=True,
+                logits_to_keep=torch.tensor([2]),
+            ).logits
+        except BentoKVError:
+            raise
+        except Exception as error:
+            raise UnsupportedArchitecture(
+                f"{name}: it asks more of its cache than keys and values by layer "
+                f"({type(error).__name__}: {_first_line(error)})"
+            ) from error
+    return Survey(_geometry(name, config.num_hidden_layers, found), logits.shape[-1], _positions(config))
+
+
+def _geometry(name: str, layers: int, found: dict[int, attention.AttentionShape]) -> tuple[LayerGeometry, ...]:
+    if not found:
+        raise UnsupportedArchitecture(f"{name} has attention code of its own, outside transformers' attention interface")
+    other = sorted(set(range(layers)) - set(found))
+    if other:
+        raise UnsupportedArchitecture(
+            f"{name}: layers {', '.join(map(str, other))} keep no keys and values (state-space, linear attention or "
+            "attention code of their own); an in-place KV cache cannot hold their state"
+        )
+    for index, shape in sorted(found.items()):
+        if shape.key_dim != shape.value_dim:
+            raise UnsupportedArchitecture(
+                f"{name}: in layer {index} keys have {shape.key_dim} dimensions a head and values {shape.value_dim} "
+                "(latent attention); the cache operator needs them equal"
+            )
+        if shape.key_dim % 8:
+            raise UnsupportedArchitecture(
+                f"{name}: in layer {index} a head has {shape.key_dim} dimensions; the cache operator needs a multiple of 8"
+            )
+        if shape.query_heads % shape.kv_heads:
+            raise UnsupportedArchitecture(
+                f"{name}: in layer {index} {shape.query_heads} query heads do not share {shape.kv_heads} KV heads evenly"
+            )
+    return tuple(LayerGeometry(kv_heads=s.kv_heads, head_dim=s.key_dim) for _, s in sorted(found.items()))
+
+
+def _positions(config: PreTrainedConfig) -> int:
+    limit = int(config.max_position_embeddings)
+    rotary = getattr(config, "rope_parameters", None) or {}
+    # One dictionary, or one by kind of layer.
+    for parameters in (rotary, *(v for v in rotary.values() if isinstance(v, dict))):
+        if parameters.get("rope_type") in _LENGTH_DEPENDENT_ROTARY:
+            original = parameters.get("original_max_position_embeddings")
+            limit = min(limit, int(original or getattr(config, "original_max_position_embeddings", None) or limit))
+    return limit
+
+
+def _own_attention(config: PreTrainedConfig) -> str:
+    return f"{config.model_type} has attention code of its own, outside transformers' attention interface"
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

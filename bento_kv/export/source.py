@@ -1,0 +1,91 @@
+"""Where a model comes from: a local directory, a hub id, or the embedded demo. All become one local directory."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path
+
+from bento_kv.errors import SourceError
+from bento_kv.manifest import sha256
+
+DEMO = "demo"
+_WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
+_WANTED = [*_WEIGHTS, "*.json", "*.jinja", "*.txt", "*.model"]
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSource:
+    """A model on this machine.
+
+    Attributes:
+        id: what the user named.
+        path: a directory in Hugging Face's format.
+        revision: the hub's commit, if it came from there.
+    """
+
+    id: str
+    path: Path
+    revision: str | None = None
+
+    @classmethod
+    def find(cls, source: str) -> ModelSource:
+        """Resolve what a user named; downloads a hub id.
+
+        Raises:
+            SourceError: nothing is there, or it is not a model.
+        """
+        if source == DEMO:
+            from bento_kv import demo
+
+            return cls(DEMO, demo.path())
+        local = Path(source).expanduser()
+        if local.is_dir():
+            found = cls(source, local)
+        elif local.exists() or source.startswith((".", "/", "~")) or source.count("/") != 1:
+            raise SourceError(
+                f"{source!r} is not a model directory, and not a hub id (owner/name). "
+                "Give a directory with config.json and weights, a hub id, or 'demo'."
+            )
+        else:
+            found = cls._download(source)
+        found._check()
+        return found
+
+    @classmethod
+    def _download(cls, source: str) -> ModelSource:
+        from huggingface_hub import snapshot_download
+        from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+        try:
+            path = Path(snapshot_download(source, allow_patterns=_WANTED))
+        except HFValidationError as error:
+            raise SourceError(f"{source!r} is neither a directory here nor a valid hub id: {error}") from error
+        except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise SourceError(
+                f"{source!r} is not a directory here, and the hub did not give it: {reason} "
+                "Check the spelling, your access to it (`hf auth login`) and the network."
+            ) from error
+        return cls(source, path, revision=path.name)
+
+    def _check(self) -> None:
+        if not (self.path / "config.json").is_file():
+            raise SourceError(f"{self.path} has no config.json, so it is not a Hugging Face model directory")
+        if not self.weight_files():
+            raise SourceError(f"{self.path} has no weights (model.safetensors or pytorch_model.bin)")
+
+    def weight_files(self) -> list[Path]:
+        """The files that hold the weights; safetensors where both forms are there, as transformers does."""
+        for pattern in _WEIGHTS:
+            files = sorted(self.path.glob(pattern))
+            if files:
+                return files
+        return []
+
+    def weights_sha256(self) -> str:
+        """One hash over the weights' files, in the order of their names."""
+        digest = hashlib.sha256()
+        for file in self.weight_files():
+            digest.update(f"{file.name}:{sha256(file)}\n".encode())
+        return digest.hexdigest()

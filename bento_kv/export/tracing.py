@@ -1,0 +1,151 @@
+"""From a torch model with packed attention to an ONNX graph."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import onnx_ir as ir
+import torch
+from torch import nn
+
+from bento_kv.errors import ExportError
+from bento_kv.export.attention import PACKED, PackedStep, PassThroughCache, tracing
+from bento_kv.manifest import LayerGeometry
+
+STEP_INPUTS = (
+    "input_ids",
+    "position_ids",
+    "gather_index",
+    "scatter_index",
+    "logits_index",
+    "seqlens_k",
+    "query_seqlens",
+    "total_sequence_length",
+)
+
+
+class PackedDecoder(nn.Module):
+    """A causal LM as one packed step: tokens of all rows as one sequence, the cache as inputs and outputs."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(
+        self,
+        input_ids: torch.Tensor,  # [tokens]
+        position_ids: torch.Tensor,  # [tokens]
+        gather_index: torch.Tensor,  # [rows, width]
+        scatter_index: torch.Tensor,  # [tokens]
+        logits_index: torch.Tensor,  # [logit_rows]
+        seqlens_k: torch.Tensor,  # [rows]
+        query_seqlens: torch.Tensor,  # [rows]
+        total_sequence_length: torch.Tensor,  # scalar
+        past: list[tuple[torch.Tensor, torch.Tensor]],
+    ) -> tuple[torch.Tensor, list[tuple[torch.Tensor, torch.Tensor]]]:
+        step = PackedStep(gather_index, scatter_index, seqlens_k, query_seqlens, total_sequence_length, past)
+        with tracing(step):
+            logits = self.model(
+                input_ids=input_ids[None],
+                position_ids=position_ids[None],
+                past_key_values=PassThroughCache(),
+                use_cache=True,
+                logits_to_keep=logits_index,
+            ).logits[0]
+        return logits, [step.present[layer] for layer in range(len(past))]
+
+
+def cache_names(layers: int) -> list[str]:
+    """`0.key`, `0.value`, `1.key`, ... in the order of the graph."""
+    return [f"{layer}.{side}" for layer in range(layers) for side in ("key", "value")]
+
+
+def to_onnx(model: Any, layers: Sequence[LayerGeometry], opset: int) -> ir.Model:
+    """Trace the model and translate it.
+
+    Raises:
+        ExportError: torch could not trace or translate it.
+    """
+    model.set_attn_implementation(PACKED)
+    arguments, dynamic = _example(layers)
+    names = cache_names(len(layers))
+    with torch.no_grad(), _quiet(), _onnx_friendly() as translations:
+        try:
+            program = torch.onnx.export(
+                PackedDecoder(model),
+                arguments,
+                dynamo=True,
+                dynamic_shapes=dynamic,
+                opset_version=opset,
+                input_names=[*STEP_INPUTS, *(f"past_key_values.{name}" for name in names)],
+                output_names=["logits", *(f"present.{name}" for name in names)],
+                custom_translation_table=translations,
+                verbose=False,
+            )
+        except Exception as error:
+            cause = error.__cause__ or error
+            reason = (str(cause).strip() or type(cause).__name__).splitlines()[0]
+            raise ExportError(
+                f"{model.config.model_type}: torch could not turn it into ONNX ({type(cause).__name__}: {reason})"
+            ) from error
+    if program is None:
+        raise ExportError(f"{model.config.model_type}: torch returned no ONNX program")
+    return program.model
+
+
+def _example(layers: Sequence[LayerGeometry]) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+    """A step to trace with, and which of its axes are symbolic.
+
+    Sizes differ from each other and from 0 and 1, so that no two axes are taken for one and none is baked.
+    """
+    rows, width, length, tokens, logit_rows = 3, 4, 16, 7, 5
+    past = [
+        (torch.zeros(rows, g.kv_heads, length, g.head_dim), torch.zeros(rows, g.kv_heads, length, g.head_dim))
+        for g in layers
+    ]
+    arguments = (
+        torch.ones(tokens, dtype=torch.int64),
+        torch.arange(tokens),
+        torch.zeros(rows, width, dtype=torch.int64),
+        torch.arange(tokens),
+        torch.arange(logit_rows),
+        torch.full((rows,), 3, dtype=torch.int32),
+        torch.full((rows,), 2, dtype=torch.int32),
+        torch.tensor(width, dtype=torch.int32),
+        past,
+    )
+    dim = torch.export.Dim
+    t, b, w, m, r = dim("tokens"), dim("rows"), dim("width"), dim("max_length"), dim("logit_rows")
+    cache = {0: b, 2: m}
+    dynamic = ({0: t}, {0: t}, {0: b, 1: w}, {0: t}, {0: r}, {0: b}, {0: b}, {}, [(cache, cache) for _ in layers])
+    return arguments, dynamic
+
+
+@contextmanager
+def _onnx_friendly() -> Iterator[dict[Any, Any]]:
+    """Transformers' own rewrites of what ONNX has no words for (experts above all), and their translations."""
+    from transformers.exporters.exporter_onnx import _ONNX_TRANSLATION_TABLE
+    from transformers.exporters.utils import apply_patches
+
+    with apply_patches("onnx"):
+        yield _ONNX_TRANSLATION_TABLE
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """torch's exporter narrates through warnings and loggers what a user can do nothing about."""
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for logger in loggers:
+            logger.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)

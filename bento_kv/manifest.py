@@ -1,0 +1,221 @@
+"""The contract between the two worlds: what a decoder directory holds, and the proof that it was tested.
+
+`manifest.json` is written by the export and binds every file by its hash; `verification.json` is written by the proof
+and binds the manifest. The serving world reads both and nothing else of the export world.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from collections.abc import Iterable
+from importlib import metadata
+from pathlib import Path
+from typing import Literal, Self, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from bento_kv.errors import IntegrityError, ManifestError
+
+MODEL_FILE = "model.onnx"
+DATA_FILE = "model.onnx.data"
+MANIFEST_FILE = "manifest.json"
+VERIFICATION_FILE = "verification.json"
+
+Layout = Literal["in-place", "growing"]
+Precision = Literal["fp32"]
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
+
+
+R = TypeVar("R", bound=_Record)
+
+
+class Source(_Record):
+    """Where the weights came from: what the user named, its revision if it has one, and the weights' hash."""
+
+    id: str
+    revision: str | None
+    weights_sha256: str
+
+
+class TensorSpec(_Record):
+    """One graph input or output; a symbolic axis is a name."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+
+class LayerGeometry(_Record):
+    """The cache of one layer: keys and values are `[slots, kv_heads, max_length, head_dim]`."""
+
+    kv_heads: int
+    head_dim: int
+
+
+class TokenIds(_Record):
+    """Special tokens of the model; any of `eos` ends an answer."""
+
+    bos: int | None
+    eos: tuple[int, ...]
+    pad: int | None
+
+
+class Manifest(_Record):
+    """`manifest.json`. `files` has the sha256 of every file but the manifest and the verification record."""
+
+    schema_: Literal["bento_kv.manifest/1"] = Field("bento_kv.manifest/1", alias="schema")
+    source: Source
+    architecture: str
+    layout: Layout
+    precision: Precision
+    opset: dict[str, int]
+    ir_version: int
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+    layers: tuple[LayerGeometry, ...]
+    vocab_size: int
+    max_length: int
+    token_ids: TokenIds
+    files: dict[str, str]
+    versions: dict[str, str]
+    created: str
+
+    @classmethod
+    def read(cls, directory: Path) -> Self:
+        """Read and validate; raises ManifestError."""
+        return _read(cls, directory / MANIFEST_FILE, remedy="`bento-kv export` writes one")
+
+    def write(self, directory: Path) -> None:
+        _write(self, directory / MANIFEST_FILE)
+
+    def check_files(self, directory: Path) -> None:
+        """Compare every file's hash with the manifest's.
+
+        Raises:
+            IntegrityError: a file is missing or was changed.
+        """
+        for name, expected in self.files.items():
+            path = directory / name
+            if not path.is_file():
+                raise IntegrityError(f"{path} is missing; the manifest lists it. Export the decoder again.")
+            if sha256(path) != expected:
+                raise IntegrityError(
+                    f"{path} was changed after the export: its sha256 is not the manifest's. Export the decoder again."
+                )
+
+
+class Check(_Record):
+    """One check of a proof. `measured` and `limit` are in the unit that `explain` names; passed is measured <= limit."""
+
+    id: str
+    passed: bool
+    measured: float | None
+    limit: float | None
+    explain: str
+
+
+class LayerProof(_Record):
+    """The checks of one layer of the problem: the export, or the loop."""
+
+    passed: bool
+    checks: tuple[Check, ...]
+
+
+class GoldenStep(_Record):
+    """The token that greedy decoding took, and the likeliest tokens with their logits, likeliest first."""
+
+    token: int
+    top: tuple[tuple[int, float], ...]
+
+
+class GoldenPrompt(_Record):
+    """A prompt and what the proven decoder answered, step by step; replayed where the decoder is loaded."""
+
+    prompt: tuple[int, ...]
+    steps: tuple[GoldenStep, ...]
+
+
+class Verification(_Record):
+    """`verification.json`, bound to its manifest by hash. `golden_limit` bounds a golden logit's deviation at load."""
+
+    schema_: Literal["bento_kv.verification/1"] = Field("bento_kv.verification/1", alias="schema")
+    passed: bool
+    manifest_sha256: str
+    export: LayerProof
+    loop: LayerProof
+    golden: tuple[GoldenPrompt, ...]
+    golden_limit: float
+    machine: dict[str, str]
+    versions: dict[str, str]
+    created: str
+    seconds: float
+
+    @classmethod
+    def read(cls, directory: Path) -> Self:
+        """Read and validate; raises ManifestError."""
+        return _read(cls, directory / VERIFICATION_FILE, remedy="`bento-kv verify` writes one")
+
+    def write(self, directory: Path) -> None:
+        _write(self, directory / VERIFICATION_FILE)
+
+
+def _read(record: type[R], path: Path, *, remedy: str) -> R:
+    try:
+        return record.model_validate_json(path.read_text())
+    except FileNotFoundError:
+        raise ManifestError(f"{path.parent} has no {path.name}; {remedy}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ManifestError(f"{path} cannot be read: {error}") from error
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the document"
+        raise ManifestError(f"{path} is not valid at {where}: {first['msg']}; {remedy}") from None
+
+
+def _write(record: _Record, path: Path) -> None:
+    document = record.model_dump(mode="json", by_alias=True)
+    beside = path.with_suffix(".tmp")
+    beside.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n")
+    beside.replace(path)
+
+
+def sha256(path: Path) -> str:
+    """Hex digest of a file's content."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def hash_files(directory: Path) -> dict[str, str]:
+    """Hashes of all files of a decoder directory but the two records themselves."""
+    own = {MANIFEST_FILE, VERIFICATION_FILE}
+    files = sorted(p for p in directory.rglob("*") if p.is_file())
+    return {str(p.relative_to(directory)): sha256(p) for p in files if str(p.relative_to(directory)) not in own}
+
+
+def versions_of(packages: Iterable[str]) -> dict[str, str]:
+    """Installed versions, Python's among them; packages that are not installed are left out."""
+    found = {"python": platform.python_version()}
+    for package in packages:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def machine() -> dict[str, str]:
+    """What the numbers of a proof may depend on: processor, instruction sets, operating system."""
+    facts = {"system": platform.system(), "machine": platform.machine(), "processor": platform.processor()}
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.is_file():
+        lines = dict(line.split(":", 1) for line in cpuinfo.read_text().splitlines() if ":" in line)
+        fields = {key.strip(): value.strip() for key, value in lines.items()}
+        facts["processor"] = fields.get("model name", facts["processor"])
+        flags = [f for f in fields.get("flags", "").split() if f.startswith(("avx", "amx", "sse4_2", "fma"))]
+        facts["instruction_sets"] = " ".join(flags)
+    return facts

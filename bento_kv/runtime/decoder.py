@@ -1,0 +1,170 @@
+"""One step of an in-place decoder. There is no other kind of step."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from bento_kv.errors import DecoderError, ManifestError
+from bento_kv.manifest import MODEL_FILE, Manifest
+from bento_kv.plan import Exactness, StepPlan, StepRow
+from bento_kv.runtime.kv_cache import InPlaceCache
+from bento_kv.runtime.session import open_session
+
+class OnnxDecoder:
+    """A decoder directory, loaded: a session, a cache, and `step`.
+
+    Args:
+        directory: holds `manifest.json` and the graph.
+        slots: rows of the cache.
+        max_length: positions of a row; the manifest's unless set.
+        exact: `full` gives a row of one token two queries, so that every row meets the same attention kernel and any
+            split of a sequence into steps gives the same bits; `batch` does not.
+        threads: of a step; as many as this process has CPUs unless set.
+        providers: execution providers; the CPU's unless set.
+
+    Raises:
+        ManifestError: the directory is not a decoder, or not one of this layout.
+        DecoderError: the runtime refuses the graph, or the cache does not fit in memory.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        slots: int,
+        max_length: int | None = None,
+        exact: Exactness = "batch",
+        threads: int | None = None,
+        providers: Sequence[str] | None = None,
+    ) -> None:
+        self.manifest = Manifest.read(directory)
+        if self.manifest.layout != "in-place":
+            raise ManifestError(f"{directory} has the {self.manifest.layout} layout; this decoder takes in-place only")
+        length = max_length or self.manifest.max_length
+        if length > self.manifest.max_length:
+            raise DecoderError(
+                f"max_length {length} is more than the {self.manifest.max_length} positions that {directory} was "
+                "exported for"
+            )
+        self.exact = exact
+        self._queries = 2 if exact == "full" else 1
+        self._session = open_session(directory / MODEL_FILE, threads=threads, providers=providers)
+        self.cache = InPlaceCache(self.manifest.layers, slots, length)
+        # How far each slot was ever written: reading beyond would mean keys that nobody computed.
+        self._written = [0] * slots
+        self._bindings: dict[tuple[int, int], ort.IOBinding] = {}
+
+    @property
+    def slots(self) -> int:
+        return self.cache.slots
+
+    @property
+    def max_length(self) -> int:
+        return self.cache.max_length
+
+    @property
+    def vocab_size(self) -> int:
+        return self.manifest.vocab_size
+
+    def step(self, plan: StepPlan) -> NDArray[np.float32]:
+        """Compute the plan's tokens and write their keys and values.
+
+        Returns:
+            Logits `[sum(row.logits for row in plan.rows), vocab_size]`, in the order of the rows.
+
+        Raises:
+            DecoderError: the plan does not fit the cache, or the runtime failed.
+        """
+        self._check(plan)
+        first = min(row.slot for row in plan.rows)
+        last = max(row.slot for row in plan.rows) + 1
+        binding = self._binding(first, last)
+        for name, array in self._feeds(plan, first, last).items():
+            binding.bind_cpu_input(name, array)
+        binding.bind_output("logits", "cpu")
+        try:
+            self._session.run_with_iobinding(binding)
+        except Exception as error:  # onnxruntime's exceptions share no base class of their own
+            raise DecoderError(f"the runtime failed in a step: {str(error).strip().splitlines()[0]}") from error
+        for row in plan.rows:
+            self._written[row.slot] = max(self._written[row.slot], row.start + len(row.tokens))
+        # Outputs come in the order of binding: the cache's were bound first, the logits last.
+        logits: NDArray[np.float32] = binding.get_outputs()[-1].numpy()
+        return logits
+
+    def _binding(self, first: int, last: int) -> ort.IOBinding:
+        """The binding of a range of slots, made once: the buffers never move."""
+        if (first, last) not in self._bindings:
+            binding = self._session.io_binding()
+            self.cache.bind(binding, first, last)
+            self._bindings[first, last] = binding
+        return self._bindings[first, last]
+
+    def _feeds(self, plan: StepPlan, first: int, last: int) -> dict[str, NDArray[np.generic]]:
+        """The graph's inputs but the cache: tokens packed, and where each stands in `[rows, width]`."""
+        rows = last - first
+        tokens = sum(len(row.tokens) for row in plan.rows)
+        width = max(self._queries, *(len(row.tokens) for row in plan.rows))
+        ids = np.empty(tokens, np.int64)
+        positions = np.empty(tokens, np.int64)
+        scatter = np.empty(tokens, np.int64)
+        gather = np.zeros((rows, width), np.int64)  # cells beyond a row's tokens are padding: any token does
+        queries = np.zeros(rows, np.int32)  # 0 marks a slot that sits this step out
+        lengths = np.zeros(rows, np.int32)
+        wanted: list[NDArray[np.int64]] = []
+        at = 0
+        for row in plan.rows:
+            n, r = len(row.tokens), row.slot - first
+            ids[at : at + n] = row.tokens
+            positions[at : at + n] = np.arange(row.start, row.start + n)
+            scatter[at : at + n] = np.arange(r * width, r * width + n)
+            gather[r, :n] = np.arange(at, at + n)
+            queries[r] = n
+            if n == 1 and self._queries == 2:
+                # The copy's key and value land one position further, where causality hides them from the first query,
+                # and where the next token overwrites them.
+                gather[r, 1] = at
+                queries[r] = 2
+            lengths[r] = row.start + queries[r] - 1
+            wanted.append(np.arange(at + n - row.logits, at + n))
+            at += n
+        return {
+            "input_ids": ids,
+            "position_ids": positions,
+            "gather_index": gather,
+            "scatter_index": scatter,
+            "logits_index": np.concatenate(wanted),
+            "seqlens_k": lengths,
+            "query_seqlens": queries,
+            "total_sequence_length": np.array(self.cache.capacity, np.int32),
+        }
+
+    def _check(self, plan: StepPlan) -> None:
+        if not plan.rows:
+            raise DecoderError("a step without rows")
+        seen: set[int] = set()
+        for row in plan.rows:
+            self._check_row(row)
+            if row.slot in seen:
+                raise DecoderError(f"slot {row.slot} is twice in one step")
+            seen.add(row.slot)
+
+    def _check_row(self, row: StepRow) -> None:
+        n = len(row.tokens)
+        if not 0 <= row.slot < self.slots:
+            raise DecoderError(f"slot {row.slot} is not one of {self.slots}")
+        if n < 1 or not 0 <= row.logits <= n:
+            raise DecoderError(f"slot {row.slot}: {row.logits} logits of {n} tokens")
+        if not 0 <= row.start <= self._written[row.slot]:
+            raise DecoderError(
+                f"slot {row.slot}: starts at {row.start}, but only {self._written[row.slot]} positions were ever written"
+            )
+        if row.start + n > self.max_length:
+            raise DecoderError(
+                f"slot {row.slot}: {n} tokens from position {row.start} do not fit in {self.max_length} positions"
+            )

@@ -1,0 +1,73 @@
+"""An ONNX Runtime session as the decoder is proven and served with: the same settings in both."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import onnxruntime as ort
+
+from bento_kv.errors import DecoderError, IntegrityError
+
+_CGROUP = Path("/sys/fs/cgroup")
+
+
+def available_cpus() -> int:
+    """CPUs that this process may use: its affinity, cut by the cgroup's quota (v2 and v1), at least 1.
+
+    A container with a quota of 2 CPUs on a host of 64 gets 2; threads beyond a quota only wait for each other.
+    """
+    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota = cgroup_quota(_CGROUP)
+    return max(1, min(count, int(quota)) if quota is not None else count)
+
+
+def cgroup_quota(root: Path) -> float | None:
+    """CPUs that a cgroup's quota allows, or None if it has none. Source: Linux Documentation/admin-guide/cgroup-v2."""
+    try:
+        if (root / "cpu.max").is_file():
+            quota, period = (root / "cpu.max").read_text().split()
+        else:
+            quota = (root / "cpu" / "cpu.cfs_quota_us").read_text().strip()
+            period = (root / "cpu" / "cpu.cfs_period_us").read_text().strip()
+        return None if quota in ("max", "-1") else int(quota) / int(period)
+    except (OSError, ValueError):
+        return None
+
+
+def open_session(
+    model: Path, *, threads: int | None = None, providers: Sequence[str] | None = None
+) -> ort.InferenceSession:
+    """Load a graph for serving.
+
+    Args:
+        model: the ONNX file; external data stands beside it.
+        threads: of one step; `available_cpus()` unless set.
+        providers: execution providers in order of preference; the CPU's unless set.
+
+    Raises:
+        DecoderError: a provider is not in the installed runtime, or the runtime refuses the graph.
+        IntegrityError: the external data is missing or shorter than the graph says.
+    """
+    wanted = list(providers or ["CPUExecutionProvider"])
+    missing = [name for name in wanted if name not in ort.get_available_providers()]
+    if missing:
+        raise DecoderError(
+            f"execution provider {missing[0]} is not in the installed onnxruntime "
+            f"({', '.join(ort.get_available_providers())}); install the package that has it"
+        )
+    options = ort.SessionOptions()
+    options.intra_op_num_threads = threads or available_cpus()
+    options.inter_op_num_threads = 1
+    options.log_severity_level = 3
+    # Threads spin within a run, which small steps gain from, and rest between runs, so that an idle server is idle.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "1")
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    try:
+        return ort.InferenceSession(str(model), options, providers=wanted)
+    except Exception as error:  # onnxruntime's exceptions share no base class of their own
+        reason = str(error).strip().splitlines()[0]
+        if "external" in reason.lower() or "out of bounds" in reason.lower():
+            raise IntegrityError(f"{model}: its weights file is missing or damaged: {reason}") from error
+        raise DecoderError(f"onnxruntime {ort.__version__} does not load {model}: {reason}") from error

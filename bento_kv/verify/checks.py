@@ -1,0 +1,58 @@
+"""How checks are measured: a number, a limit, and what they mean."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bento_kv.manifest import Check
+
+# fp32 against fp32 with other kernels: rounding only. Errors are taken relative to the largest reference value, at
+# least 1, because logits and keys of some models run into the hundreds.
+FP32_LIMIT = 1e-4
+
+
+def at_most(id: str, measured: float, limit: float, explain: str) -> Check:
+    """A check that passes if measured <= limit; not a number never passes."""
+    return Check(id=id, passed=bool(measured <= limit), measured=_finite(measured), limit=limit, explain=explain)
+
+
+def holds(id: str, faults: list[str], explain: str) -> Check:
+    """A check that counts faults, none of which is allowed; the first is named."""
+    text = f"{explain}: {faults[0]}" if faults else explain
+    return Check(id=id, passed=not faults, measured=float(len(faults)), limit=0.0, explain=text)
+
+
+def _finite(value: float) -> float | None:
+    # JSON has no NaN and no infinity; a check without a number has failed.
+    return float(value) if np.isfinite(value) else None
+
+
+def scaled_error(got: NDArray[np.float32], expected: NDArray[np.float32]) -> float:
+    """Largest absolute difference over the largest expected magnitude (at least 1); infinite for another shape."""
+    if got.shape != expected.shape:
+        return float("inf")
+    return difference(got, expected) / max(1.0, float(np.abs(expected).max(initial=0.0)))
+
+
+def difference(got: NDArray[np.float32], expected: NDArray[np.float32]) -> float:
+    """Largest absolute difference; 0.0 means equal to the last bit, up to the sign of zero. Not a number is infinite."""
+    largest = float(np.abs(got.astype(np.float64) - expected.astype(np.float64)).max(initial=0.0))
+    return largest if np.isfinite(largest) else float("inf")
+
+
+@dataclass(slots=True)
+class Worst:
+    """The largest error seen and where."""
+
+    error: float = 0.0
+    where: str = ""
+
+    def see(self, error: float, where: str) -> None:
+        if not error <= self.error:
+            self.error, self.where = error, where
+
+    def describe(self, text: str) -> str:
+        return f"{text}; largest at {self.where}" if self.where else text

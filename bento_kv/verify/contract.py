@@ -1,0 +1,166 @@
+"""The export layer without running it: does the graph keep what the manifest and the layout promise?"""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+
+import onnx
+import onnxruntime as ort
+from onnx import TensorProto, helper
+
+from bento_kv.errors import IntegrityError, ManifestError
+from bento_kv.manifest import MODEL_FILE, Check, Manifest, TensorSpec
+from bento_kv.verify.checks import at_most, holds
+
+# The packed step's inputs: dtype and axes. Names are symbols and must stay symbolic.
+STEP_INPUTS: dict[str, tuple[str, tuple[str, ...]]] = {
+    "input_ids": ("int64", ("tokens",)),
+    "position_ids": ("int64", ("tokens",)),
+    "gather_index": ("int64", ("rows", "width")),
+    "scatter_index": ("int64", ("tokens",)),
+    "logits_index": ("int64", ("logit_rows",)),
+    "seqlens_k": ("int32", ("rows",)),
+    "query_seqlens": ("int32", ("rows",)),
+    "total_sequence_length": ("int32", ()),
+}
+
+
+def check_contract(directory: Path, manifest: Manifest) -> list[Check]:
+    """All checks of the graph against its manifest and layout; none runs the graph.
+
+    Raises:
+        ManifestError: the graph is not an ONNX file.
+    """
+    try:
+        graph = onnx.load(directory / MODEL_FILE, load_external_data=False)
+    except Exception as error:  # protobuf's errors share no base class with OSError
+        raise ManifestError(f"{directory / MODEL_FILE} is not a readable ONNX file: {error}") from error
+    inputs = {value.name: _spec(value) for value in graph.graph.input}
+    outputs = {value.name: _spec(value) for value in graph.graph.output}
+    opset = {entry.domain or "ai.onnx": entry.version for entry in graph.opset_import}
+    return [
+        holds("file-hashes", _hash_faults(directory, manifest), "files whose sha256 is not the manifest's"),
+        at_most("ir-version", graph.ir_version, highest_ir_version(), "IR version; the limit is what the runtime takes"),
+        at_most("opset", opset.get("ai.onnx", 0), highest_opset(), "ONNX opset; the limit is what the runtime takes"),
+        holds("manifest-matches-graph", _manifest_faults(manifest, graph, opset, inputs, outputs), "manifest and graph"),
+        holds("io-names", _name_faults(manifest, inputs, outputs), "inputs and outputs missing or too many"),
+        holds("past-present-paired", _pair_faults(manifest, inputs, outputs), "past without a present like it"),
+        holds("dtypes", _dtype_faults(inputs, outputs), "inputs and outputs of another type"),
+        holds("symbolic-axes", _axis_faults(manifest, inputs, outputs), "axes baked, or not the cache's geometry"),
+    ]
+
+
+def _spec(value: onnx.ValueInfoProto) -> TensorSpec:
+    tensor = value.type.tensor_type
+    shape = tuple(d.dim_value if d.HasField("dim_value") else d.dim_param for d in tensor.shape.dim)
+    return TensorSpec(name=value.name, dtype=TensorProto.DataType.Name(tensor.elem_type).lower(), shape=shape)
+
+
+def _hash_faults(directory: Path, manifest: Manifest) -> list[str]:
+    try:
+        manifest.check_files(directory)
+    except IntegrityError as error:
+        return [str(error)]
+    return []
+
+
+def _manifest_faults(
+    manifest: Manifest,
+    graph: onnx.ModelProto,
+    opset: dict[str, int],
+    inputs: dict[str, TensorSpec],
+    outputs: dict[str, TensorSpec],
+) -> list[str]:
+    faults = []
+    if graph.ir_version != manifest.ir_version:
+        faults.append(f"IR version {graph.ir_version}, manifest {manifest.ir_version}")
+    if any(opset.get(domain) != version for domain, version in manifest.opset.items()):
+        faults.append(f"opsets {opset}, manifest {manifest.opset}")
+    for kind, specs, own in (("input", manifest.inputs, inputs), ("output", manifest.outputs, outputs)):
+        faults += [f"{kind} {s.name} is {_show(own.get(s.name))}, manifest {_show(s)}" for s in specs if own.get(s.name) != s]
+    return faults
+
+
+def _show(spec: TensorSpec | None) -> str:
+    return f"{spec.dtype}{list(spec.shape)}" if spec else "missing"
+
+
+def _cache_names(manifest: Manifest, prefix: str) -> list[str]:
+    return [f"{prefix}.{layer}.{side}" for layer in range(len(manifest.layers)) for side in ("key", "value")]
+
+
+def _name_faults(manifest: Manifest, inputs: dict[str, TensorSpec], outputs: dict[str, TensorSpec]) -> list[str]:
+    faults = []
+    wanted_in = {*STEP_INPUTS, *_cache_names(manifest, "past_key_values")}
+    wanted_out = {"logits", *_cache_names(manifest, "present")}
+    for kind, wanted, own in (("input", wanted_in, set(inputs)), ("output", wanted_out, set(outputs))):
+        faults += [f"{kind} {name} is missing" for name in sorted(wanted - own)]
+        faults += [f"{kind} {name} is not expected" for name in sorted(own - wanted)]
+    return faults
+
+
+def _pair_faults(manifest: Manifest, inputs: dict[str, TensorSpec], outputs: dict[str, TensorSpec]) -> list[str]:
+    faults = []
+    for past_name, present_name in zip(
+        _cache_names(manifest, "past_key_values"), _cache_names(manifest, "present"), strict=True
+    ):
+        past, present = inputs.get(past_name), outputs.get(present_name)
+        if past is None or present is None or (past.dtype, past.shape) != (present.dtype, present.shape):
+            faults.append(f"{past_name} is {_show(past)}, {present_name} is {_show(present)}")
+    return faults
+
+
+def _dtype_faults(inputs: dict[str, TensorSpec], outputs: dict[str, TensorSpec]) -> list[str]:
+    faults = []
+    for name, spec in {**inputs, **outputs}.items():
+        expected = STEP_INPUTS[name][0] if name in STEP_INPUTS else "float"
+        if spec.dtype != expected:
+            faults.append(f"{name} is {spec.dtype}, not {expected}")
+    return faults
+
+
+def _axis_faults(manifest: Manifest, inputs: dict[str, TensorSpec], outputs: dict[str, TensorSpec]) -> list[str]:
+    expected: dict[str, tuple[int | str, ...]] = {name: axes for name, (_, axes) in STEP_INPUTS.items()}
+    expected["logits"] = ("logit_rows", manifest.vocab_size)
+    for prefix in ("past_key_values", "present"):
+        for layer, g in enumerate(manifest.layers):
+            for side in ("key", "value"):
+                expected[f"{prefix}.{layer}.{side}"] = ("rows", g.kv_heads, "max_length", g.head_dim)
+    return [
+        f"{name} is {list(spec.shape)}, not {list(expected[name])}"
+        for name, spec in {**inputs, **outputs}.items()
+        if name in expected and spec.shape != expected[name]
+    ]
+
+
+@cache
+def highest_ir_version() -> int:
+    """The newest ONNX IR version that the installed runtime loads; it has no call that tells (onnxruntime #14932)."""
+    version = 3
+    while _loads(ir_version=version + 1, opset=13):
+        version += 1
+    return version
+
+
+@cache
+def highest_opset() -> int:
+    """The newest ONNX opset that the installed runtime loads without complaint."""
+    version = 13
+    while _loads(ir_version=8, opset=version + 1):
+        version += 1
+    return version
+
+
+def _loads(*, ir_version: int, opset: int) -> bool:
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, [1])
+    graph = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "probe", [x], [y])
+    model = helper.make_model(graph, ir_version=ir_version, opset_imports=[helper.make_opsetid("", opset)])
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    try:
+        ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    except Exception:  # onnxruntime's exceptions share no base class; any of them is the answer no
+        return False
+    return True

@@ -1,0 +1,115 @@
+"""The export layer by numbers: the decoder against the torch reference, step by step as it is served."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from bento_kv.manifest import Check
+from bento_kv.plan import StepPlan, StepRow
+from bento_kv.runtime.decoder import OnnxDecoder
+from bento_kv.verify.checks import FP32_LIMIT, Worst, at_most, scaled_error
+
+LayerArrays = list[tuple[NDArray[np.float32], NDArray[np.float32]]]
+
+
+class Reference(Protocol):
+    """The model that the decoder was made from."""
+
+    def logits(self, ids: Sequence[int]) -> NDArray[np.float32]:
+        """`[tokens, vocab_size]`, computed without a cache."""
+        ...
+
+    def keys_values(self, ids: Sequence[int]) -> LayerArrays:
+        """By layer, `[kv_heads, tokens, head_dim]`."""
+        ...
+
+
+def check_numbers(decoder: OnnxDecoder, reference: Reference, ids: Sequence[int]) -> list[Check]:
+    """Prefill, what it left in the cache, and teacher-forced decoding, all on one sequence in slot 0.
+
+    Args:
+        decoder: at least one slot.
+        reference: of the same weights.
+        ids: prompt and continuation; two thirds are the prompt.
+    """
+    expected = reference.logits(ids)
+    prompt = max(1, 2 * len(ids) // 3)
+    step0 = decoder.step(StepPlan([StepRow(0, ids[:prompt], 0, prompt)]))
+    checks = [
+        at_most(
+            "prefill-logits",
+            scaled_error(step0, expected[:prompt]),
+            FP32_LIMIT,
+            f"largest error of the logits of a prompt of {prompt} tokens, relative to the largest logit",
+        ),
+        _check_cache(decoder.cache.read(0, prompt), reference.keys_values(ids[:prompt])),
+    ]
+    worst = Worst()
+    for at in range(prompt, len(ids)):
+        logits = decoder.step(StepPlan([StepRow(0, ids[at : at + 1], at)]))
+        worst.see(scaled_error(logits[0], expected[at]), f"position {at}")
+    text = f"largest error of the logits of {len(ids) - prompt} decode steps fed the reference's tokens"
+    return [*checks, at_most("decode-logits", worst.error, FP32_LIMIT, worst.describe(text))]
+
+
+def _check_cache(got: LayerArrays, expected: LayerArrays) -> Check:
+    worst = Worst()
+    if len(got) != len(expected):
+        worst.see(float("inf"), f"{len(got)} layers, the reference has {len(expected)}")
+    for layer, (ours, theirs) in enumerate(zip(got, expected, strict=False)):
+        for side, mine, other in zip(("keys", "values"), ours, theirs, strict=True):
+            worst.see(scaled_error(mine, other), f"{side} of layer {layer}")
+    text = "largest error of the keys and values that step 0 wrote, relative to the layer's largest"
+    return at_most("step0-cache", worst.error, FP32_LIMIT, worst.describe(text))
+
+
+def check_ragged(decoder: OnnxDecoder, reference: Reference, rows: Sequence[Sequence[int]]) -> Check:
+    """Prompts of different lengths in one step, then decode steps in which some rows sit out."""
+    expected = [reference.logits(ids) for ids in rows]
+    done = [max(1, len(ids) // 2) for ids in rows]
+    # Holes between the slots: a step binds a range of them, idle ones included.
+    slots = [2 * r for r in range(len(rows))]
+    logits = decoder.step(StepPlan([StepRow(s, ids[:n], 0) for s, ids, n in zip(slots, rows, done, strict=True)]))
+    worst = Worst()
+    for r, n in enumerate(done):
+        worst.see(scaled_error(logits[r], expected[r][n - 1]), f"the prompt of row {r}, {n} tokens")
+    tick = 0
+    while any(n < len(ids) for n, ids in zip(done, rows, strict=True)):
+        ready = [r for r, ids in enumerate(rows) if done[r] < len(ids)]
+        # Every row sits out now and then, but never all of them.
+        active = [r for r in ready if (r + tick) % 3] or ready
+        logits = decoder.step(StepPlan([StepRow(slots[r], rows[r][done[r] : done[r] + 1], done[r]) for r in active]))
+        for at, r in enumerate(active):
+            worst.see(scaled_error(logits[at], expected[r][done[r]]), f"row {r}, position {done[r]}")
+            done[r] += 1
+        tick += 1
+    text = f"largest error of the logits of {len(rows)} rows of different lengths that share steps"
+    return at_most("ragged-rows", worst.error, FP32_LIMIT, worst.describe(text))
+
+
+def check_greedy(decoder: OnnxDecoder, reference: Reference, prompts: Sequence[Sequence[int]], steps: int) -> Check:
+    """Free-running greedy decoding: every token must be the reference's, or tie with it.
+
+    A token counts as wrong if the reference, given the same text, prefers another by more than rounding.
+    """
+    wrong, first = 0, ""
+    for number, prompt in enumerate(prompts):
+        ids = list(prompt)
+        chunk: Sequence[int] = prompt
+        for _ in range(steps):
+            logits = decoder.step(StepPlan([StepRow(0, chunk, len(ids) - len(chunk))]))
+            chunk = [int(logits[0].argmax())]
+            ids += chunk
+        expected = reference.logits(ids[:-1])[len(prompt) - 1 :]
+        taken = expected[np.arange(steps), ids[len(prompt) :]]
+        limit = 2 * FP32_LIMIT * max(1.0, float(np.abs(expected).max()))
+        bad = np.flatnonzero(~(expected.max(axis=-1) - taken <= limit))
+        wrong += len(bad)
+        if len(bad) and not first:
+            first = f"; first in prompt {number}, token {bad[0]}"
+    text = f"tokens of {len(prompts)} greedy answers of {steps} that the reference would not have chosen{first}"
+    return at_most("greedy-tokens", wrong, 0, text)

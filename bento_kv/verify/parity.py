@@ -1,0 +1,53 @@
+"""The reference: the unpatched torch model, with transformers' own attention, masks and cache."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from transformers import DynamicCache
+
+from bento_kv.errors import VerificationError
+from bento_kv.export.model import load_config, load_model
+from bento_kv.export.source import ModelSource
+from bento_kv.manifest import Manifest
+
+LayerArrays = list[tuple[NDArray[np.float32], NDArray[np.float32]]]
+
+
+class TorchReference:
+    """What the decoder should have computed.
+
+    Args:
+        source: where the weights are; what the manifest names unless another is given.
+        manifest: of the decoder under test.
+
+    Raises:
+        SourceError: the source is not there.
+        VerificationError: it holds other weights than those the decoder was exported from.
+    """
+
+    def __init__(self, source: str, manifest: Manifest) -> None:
+        found = ModelSource.find(source)
+        if found.weights_sha256() != manifest.source.weights_sha256:
+            raise VerificationError(
+                f"{source} has other weights than those the decoder was exported from ({manifest.source.id}); "
+                "give the right --reference, or export again"
+            )
+        self._model = load_model(found, load_config(found))
+
+    @torch.inference_mode()
+    def logits(self, ids: Sequence[int]) -> NDArray[np.float32]:
+        """Logits of every position, computed at once without a cache: `[tokens, vocab_size]`."""
+        out: NDArray[np.float32] = self._model(input_ids=torch.tensor([list(ids)]), use_cache=False).logits[0].numpy()
+        return out
+
+    @torch.inference_mode()
+    def keys_values(self, ids: Sequence[int]) -> LayerArrays:
+        """What transformers' cache holds after `ids`, by layer: `[kv_heads, tokens, head_dim]`."""
+        # Without the configuration every layer keeps all positions, those with a sliding window too.
+        cache = DynamicCache()
+        self._model(input_ids=torch.tensor([list(ids)]), past_key_values=cache, use_cache=True, logits_to_keep=1)
+        return [(layer.keys[0].numpy(), layer.values[0].numpy()) for layer in cache.layers]
