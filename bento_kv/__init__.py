@@ -13,6 +13,7 @@ __version__ = "0.1.0"
 
 _HOME = {
     "EngineConfig": "bento_kv.engine.config",
+    "EngineMetrics": "bento_kv.server.metrics",
     "OnnxDecoderRunnable": "bento_kv.runnable",
     "VerifiedDecoder": "bento_kv.store",
     "get": "bento_kv.store",
@@ -23,6 +24,7 @@ _HOME = {
 
 __all__ = [
     "EngineConfig",
+    "EngineMetrics",
     "OnnxDecoderRunnable",
     "VerifiedDecoder",
     "__version__",
@@ -36,6 +38,7 @@ if TYPE_CHECKING:
     from bento_kv.engine.config import EngineConfig
     from bento_kv.runnable import OnnxDecoderRunnable
     from bento_kv.server.app import openai_app
+    from bento_kv.server.metrics import EngineMetrics
     from bento_kv.store import VerifiedDecoder, get, load_model, save_model
 
 

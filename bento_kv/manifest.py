@@ -198,8 +198,11 @@ def hash_files(directory: Path) -> dict[str, str]:
 
 
 def versions_of(packages: Iterable[str]) -> dict[str, str]:
-    """Installed versions, Python's among them; packages that are not installed are left out."""
-    found = {"python": platform.python_version()}
+    """Installed versions, Python's and bento_kv's among them; packages that are not installed are left out."""
+    from bento_kv import __version__
+
+    # Our own is known even where the package stands in a folder and was not installed, as inside a bento.
+    found = {"python": platform.python_version(), "bento-kv": __version__}
     for package in packages:
         try:
             found[package] = metadata.version(package)

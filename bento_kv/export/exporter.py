@@ -19,12 +19,12 @@ from bento_kv.errors import ExportError
 from bento_kv.export.tracing import to_onnx
 from bento_kv.export.graph import optimize
 from bento_kv.export.model import Survey, load_config, load_model, survey
-from bento_kv.export.source import ModelSource
+from bento_kv.source import ModelSource
 from bento_kv.export.tokenizer import load_generation_config, load_tokenizer, token_ids, write_companions
 
 DEFAULT_OPSET = 23
 MIN_OPSET = 23  # torch's exporter writes RMSNormalization and RotaryEmbedding, which came with it
-_PACKAGES = ("bento-kv", "torch", "transformers", "onnx", "onnxscript", "onnx-ir", "onnxruntime", "numpy")
+_PACKAGES = ("torch", "transformers", "onnx", "onnxscript", "onnx-ir", "onnxruntime", "numpy")
 
 Progress = Callable[[str], None]
 

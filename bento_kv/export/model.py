@@ -12,7 +12,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from bento_kv.errors import BentoKVError, SourceError, UnsupportedArchitecture
 from bento_kv.export import attention
-from bento_kv.export.source import ModelSource
+from bento_kv.source import ModelSource
 from bento_kv.manifest import LayerGeometry
 
 # Rotary embeddings whose frequencies change with the length of the sequence: keys cached at one length would not fit

@@ -9,7 +9,7 @@ from typing import Any
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedConfig
 
 from bento_kv.errors import ExportError
-from bento_kv.export.source import ModelSource
+from bento_kv.source import ModelSource
 from bento_kv.manifest import TokenIds
 
 

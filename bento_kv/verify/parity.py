@@ -7,12 +7,11 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from transformers import DynamicCache
+from transformers import AutoModelForCausalLM, DynamicCache
 
-from bento_kv.errors import VerificationError
-from bento_kv.export.model import load_config, load_model
-from bento_kv.export.source import ModelSource
+from bento_kv.errors import SourceError, VerificationError
 from bento_kv.manifest import Manifest
+from bento_kv.source import ModelSource
 
 LayerArrays = list[tuple[NDArray[np.float32], NDArray[np.float32]]]
 
@@ -36,7 +35,12 @@ class TorchReference:
                 f"{source} has other weights than those the decoder was exported from ({manifest.source.id}); "
                 "give the right --reference, or export again"
             )
-        self._model = load_model(found, load_config(found))
+        # Loaded here as any user would, and not by the exporter's code, whose mistakes it is to find.
+        try:
+            model = AutoModelForCausalLM.from_pretrained(found.path, dtype=torch.float32, local_files_only=True)
+        except Exception as error:  # safetensors, pickle and torch each raise their own
+            raise SourceError(f"{source}: the reference cannot be loaded: {error}") from error
+        self._model = model.eval()
 
     @torch.inference_mode()
     def logits(self, ids: Sequence[int]) -> NDArray[np.float32]:

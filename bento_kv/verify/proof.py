@@ -25,7 +25,7 @@ GOLDEN_STEPS = 8
 SLOTS = 9
 # What another machine's kernels may change in a logit, relative to the step's largest.
 GOLDEN_LIMIT = 1e-3
-_PACKAGES = ("bento-kv", "onnxruntime", "onnx", "torch", "transformers", "numpy")
+_PACKAGES = ("onnxruntime", "onnx", "torch", "transformers", "numpy")
 
 Progress = Callable[[str], None]
 

@@ -1,0 +1,96 @@
+"""What a request may ask for: checked where it enters the engine, before it costs anything."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from bento_kv.engine.request import SamplingParams
+from bento_kv.errors import ContextLengthError, RequestError
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """What a request is measured against.
+
+    Attributes:
+        vocab_size: token ids are below it.
+        max_length: positions of the context, prompt and answer together.
+        max_tokens: cap on the tokens that one request may generate; none if None.
+    """
+
+    vocab_size: int
+    max_length: int
+    max_tokens: int | None
+
+    def check(self, prompt_ids: Sequence[int], params: SamplingParams) -> int:
+        """Check a request. Returns how many tokens it may generate.
+
+        Raises:
+            RequestError: a field is out of range; `param` names it.
+            ContextLengthError: prompt and answer do not fit in the context.
+        """
+        self._check_prompt(prompt_ids)
+        _check_ranges(params)
+        self._check_logit_bias(params)
+        return self._max_tokens(len(prompt_ids), params.max_tokens)
+
+    def _check_prompt(self, prompt_ids: Sequence[int]) -> None:
+        if not prompt_ids:
+            raise RequestError("the prompt is empty; it needs at least one token", param="prompt")
+        for token_id in (min(prompt_ids), max(prompt_ids)):
+            if not 0 <= token_id < self.vocab_size:
+                raise RequestError(
+                    f"the prompt has the token id {token_id}; ids go from 0 to {self.vocab_size - 1}", param="prompt"
+                )
+        if len(prompt_ids) >= self.max_length:
+            raise ContextLengthError(
+                f"the prompt has {len(prompt_ids)} tokens, which leaves no room for an answer in the context of "
+                f"{self.max_length} tokens; shorten it",
+                code="context_length_exceeded",
+            )
+
+    def _check_logit_bias(self, params: SamplingParams) -> None:
+        for token_id, bias in params.logit_bias.items():
+            if not 0 <= token_id < self.vocab_size:
+                raise RequestError(
+                    f"logit_bias has the token id {token_id}; ids go from 0 to {self.vocab_size - 1}",
+                    param="logit_bias",
+                )
+            if not math.isfinite(bias):
+                raise RequestError(
+                    f"logit_bias of token {token_id} is {bias}; it must be a finite number", param="logit_bias"
+                )
+
+    def _max_tokens(self, prompt_length: int, asked: int | None) -> int:
+        room = self.max_length - prompt_length
+        if asked is None:
+            return room if self.max_tokens is None else min(room, self.max_tokens)
+        if self.max_tokens is not None and asked > self.max_tokens:
+            raise RequestError(f"max_tokens is {asked}; at most {self.max_tokens} may be asked for", param="max_tokens")
+        if asked > room:
+            raise ContextLengthError(
+                f"{prompt_length} tokens of the prompt and {asked} of max_tokens are {prompt_length + asked}, and the "
+                f"context has {self.max_length}; shorten the prompt or ask for at most {room} tokens",
+                param="max_tokens",
+                code="context_length_exceeded",
+            )
+        return asked
+
+
+def _check_ranges(params: SamplingParams) -> None:
+    for name, allowed, right in (
+        ("max_tokens", "at least 1", params.max_tokens is None or params.max_tokens >= 1),
+        ("temperature", "a finite number, at least 0", 0 <= params.temperature < math.inf),
+        ("top_k", "at least 0", params.top_k >= 0),
+        ("top_p", "above 0 and at most 1", 0 < params.top_p <= 1),
+        ("min_p", "from 0 to 1", 0 <= params.min_p <= 1),
+        ("repetition_penalty", "a finite number above 0", 0 < params.repetition_penalty < math.inf),
+        ("presence_penalty", "a finite number", math.isfinite(params.presence_penalty)),
+        ("frequency_penalty", "a finite number", math.isfinite(params.frequency_penalty)),
+        ("logprobs", "at least 0", params.logprobs is None or params.logprobs >= 0),
+        ("stop", "texts that are not empty", all(params.stop)),
+    ):
+        if not right:
+            raise RequestError(f"{name} is {getattr(params, name)!r}; it must be {allowed}", param=name)

@@ -1,0 +1,77 @@
+"""Who watches the engine: numbers for metrics, told from the engine thread."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from bento_kv.engine.request import FinishReason
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EngineStats:
+    """A snapshot of the engine's books.
+
+    Attributes:
+        running: requests that have a slot.
+        waiting: requests that were accepted and have none yet.
+        slots: slots in all.
+        kv_tokens_used: positions of the KV cache that hold a running request's keys and values.
+        kv_tokens_total: positions of the KV cache in all.
+    """
+
+    running: int
+    waiting: int
+    slots: int
+    kv_tokens_used: int
+    kv_tokens_total: int
+
+
+class Observer(Protocol):
+    """Called on the engine thread; durations are seconds. What it raises is logged and otherwise ignored."""
+
+    def queued(self) -> None:
+        """A request was accepted."""
+        ...
+
+    def admitted(self, queue_seconds: float) -> None:
+        """A request's first step begins, this long after it was submitted."""
+        ...
+
+    def first_token(self, seconds: float) -> None:
+        """A request's first token was chosen, this long after it was submitted."""
+        ...
+
+    def next_token(self, seconds: float) -> None:
+        """A later token was chosen, this long after the one before."""
+        ...
+
+    def finished(self, reason: FinishReason, e2e_seconds: float, prompt_tokens: int, generated_tokens: int) -> None:
+        """A request ended, this long after it was submitted; told once a request."""
+        ...
+
+    def step(self, stats: EngineStats, prompt_tokens: int, generated_tokens: int) -> None:
+        """A step went well: it computed and chose so many tokens; `stats` are the books after it."""
+        ...
+
+
+class NullObserver:
+    """Watches nothing."""
+
+    def queued(self) -> None:
+        return
+
+    def admitted(self, queue_seconds: float) -> None:
+        return
+
+    def first_token(self, seconds: float) -> None:
+        return
+
+    def next_token(self, seconds: float) -> None:
+        return
+
+    def finished(self, reason: FinishReason, e2e_seconds: float, prompt_tokens: int, generated_tokens: int) -> None:
+        return
+
+    def step(self, stats: EngineStats, prompt_tokens: int, generated_tokens: int) -> None:
+        return

@@ -1,0 +1,82 @@
+"""The bridge from the engine thread to asyncio: a request as an asynchronous iterator of its events."""
+
+from __future__ import annotations
+
+import asyncio
+import uuid
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Self
+
+from bento_kv.engine.engine import Engine
+from bento_kv.engine.request import Request, SamplingParams, StepOutput
+
+
+class TokenStream:
+    """One request's events, in order; the last one has a `finish_reason`, and then the iteration stops.
+
+    Entering the context submits the request, leaving it aborts the request unless it has finished, so a client that goes
+    away, an exception and a cancellation all free the slot.
+
+    Raises (on entering):
+        RequestError, ContextLengthError, QueueFullError, EngineClosedError: as `Engine.submit`.
+    """
+
+    def __init__(self, engine: Engine, prompt_ids: Sequence[int], params: SamplingParams, request_id: str) -> None:
+        self.request_id = request_id
+        self._engine = engine
+        self._prompt_ids = tuple(prompt_ids)
+        self._params = params
+        self._events: asyncio.Queue[StepOutput] = asyncio.Queue()
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._finished = False
+
+    async def __aenter__(self) -> Self:
+        if self._loop is not None:
+            raise RuntimeError("a token stream can be entered once")
+        self._loop = asyncio.get_running_loop()
+        self._engine.submit(
+            Request(id=self.request_id, prompt_ids=self._prompt_ids, params=self._params, emit=self._emit)
+        )
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if not self._finished:
+            self._finished = True
+            self._engine.abort(self.request_id)
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> StepOutput:
+        if self._loop is None:
+            raise RuntimeError("a token stream is read inside `async with`")
+        if self._finished:
+            raise StopAsyncIteration
+        output = await self._events.get()
+        self._finished = output.finish_reason is not None
+        return output
+
+    def _emit(self, output: StepOutput) -> None:
+        """Hand an event over; runs on the engine thread."""
+        assert self._loop is not None  # set before the engine learns of the request
+        try:
+            self._loop.call_soon_threadsafe(self._events.put_nowait, output)
+        except RuntimeError:  # the loop is closed, so nobody will ever read this
+            self._engine.abort(self.request_id)
+
+
+def open_stream(
+    engine: Engine, prompt_ids: Sequence[int], params: SamplingParams, request_id: str | None = None
+) -> TokenStream:
+    """A stream to be entered: `async with open_stream(...) as stream: async for output in stream: ...`.
+
+    Args:
+        engine: who serves it.
+        prompt_ids: at least one token id.
+        params: how to choose tokens and when to stop.
+        request_id: unique among the requests alive; made up unless given.
+    """
+    return TokenStream(engine, prompt_ids, params, request_id if request_id is not None else uuid.uuid4().hex)

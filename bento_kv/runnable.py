@@ -1,0 +1,120 @@
+"""The BentoML runnable: a proven decoder, its tokenizer and an engine, in one object."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import bentoml
+from bentoml.legacy import Runnable
+
+from bento_kv.engine.config import EngineConfig
+from bento_kv.engine.engine import Engine
+from bento_kv.engine.observer import Observer
+from bento_kv.engine.request import SamplingParams, StepOutput
+from bento_kv.engine.stream import open_stream
+from bento_kv.errors import BentoKVError, DecoderError
+from bento_kv.runtime.decoder import OnnxDecoder
+from bento_kv.runtime.golden import replay_golden
+from bento_kv.store import check_proof, locate
+from bento_kv.tokenizer import Tokenizer
+from bento_kv.defaults import read_defaults
+
+Prompt = str | Sequence[int] | Sequence[Mapping[str, Any]]
+
+
+class OnnxDecoderRunnable(Runnable):
+    """Serves one decoder. What it serves is what was proven: it checks before it takes the first request.
+
+    The files' hashes and the proof are checked, then the golden prompts are replayed with the settings and on the
+    machine that serve; only then does the engine start.
+
+    Args:
+        decoder: a stored model (what a `VerifiedDecoder` attribute gives), a store tag, or a decoder directory.
+        config: limits and exactness.
+        model_id: the name that clients use; the source's unless given.
+        observer: makes the engine's observer, given the verification record.
+
+    Raises:
+        SourceError, ManifestError: there is no such decoder.
+        IntegrityError, VerificationError: its proof does not hold here.
+        DecoderError: the runtime refuses it.
+    """
+
+    SUPPORTED_RESOURCES = ("cpu",)
+    SUPPORTS_CPU_MULTI_THREADING = True
+
+    def __init__(
+        self,
+        decoder: bentoml.Model | str | Path,
+        config: EngineConfig | None = None,
+        *,
+        model_id: str | None = None,
+        observer: Callable[[Mapping[str, Any]], Observer] | None = None,
+    ) -> None:
+        self.config = config or EngineConfig()
+        self.directory = locate(decoder)
+        self.manifest, record = check_proof(self.directory)
+        self.verification: Mapping[str, Any] = record.model_dump(mode="json", by_alias=True)
+        self.model_id = model_id or self.manifest.source.id
+        self.created = int(datetime.fromisoformat(self.manifest.created).timestamp())
+        self.tokenizer = Tokenizer(self.directory)
+        self.defaults = read_defaults(self.directory, self.manifest)
+        onnx_decoder = OnnxDecoder(
+            self.directory,
+            slots=self.config.slots,
+            max_length=self.config.max_length,
+            exact=self.config.exact,
+            threads=self.config.threads,
+        )
+        replay_golden(onnx_decoder, record)
+        watcher = observer(self.verification) if observer is not None else None
+        self.engine = Engine(onnx_decoder, self.tokenizer.decode, self.config, watcher)
+        self.engine.start()
+
+    @property
+    def max_length(self) -> int:
+        """Positions of the context, prompt and answer together."""
+        return self.engine.max_length
+
+    @Runnable.method
+    async def generate(self, prompt: Prompt, params: SamplingParams | None = None) -> AsyncIterator[StepOutput]:
+        """Answer token by token.
+
+        Args:
+            prompt: a text (what a user says, if the model has a chat template), chat messages, or token ids.
+            params: how to choose tokens; the model's own defaults unless given. The model's end-of-sequence ids end an
+                answer in any case that `stop_token_ids` names them, as the defaults do.
+
+        Yields:
+            Events; the last has a finish reason.
+
+        Raises:
+            RequestError, QueueFullError, EngineClosedError: the request is not accepted.
+        """
+        ids = self.tokenizer.encode_prompt(prompt)
+        async with open_stream(self.engine, ids, params or self.defaults) as stream:
+            async for output in stream:
+                yield output
+
+    @Runnable.method
+    async def complete(self, prompt: Prompt, params: SamplingParams | None = None) -> str:
+        """The whole answer as text; arguments and errors as `generate`.
+
+        Raises:
+            DecoderError: it failed or was aborted on the way.
+        """
+        parts: list[str] = []
+        async with contextlib.aclosing(self.generate(prompt, params)) as outputs:
+            async for output in outputs:
+                parts.append(output.text)
+                if output.finish_reason in ("error", "abort"):
+                    raise DecoderError(output.error or "the request was aborted because the engine shut down")
+        return "".join(parts)
+
+    def close(self, *, timeout: float | None = None) -> None:
+        """Refuse new requests, let the accepted ones finish for `timeout` seconds, stop the engine."""
+        self.engine.close(drain=True, timeout=timeout)

@@ -1,0 +1,243 @@
+"""BentoML's model store as the home of proven decoders, and the model reference that is the build hook."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import attrs
+import bentoml
+from bentoml.exceptions import BentoMLException, NotFound
+from bentoml.models import BentoModel
+
+from bento_kv.errors import BentoKVError, IntegrityError, ManifestError, SourceError, VerificationError
+from bento_kv.manifest import MANIFEST_FILE, Manifest, Verification, sha256
+
+MODULE = "bento_kv"
+
+
+def check_proof(directory: Path) -> tuple[Manifest, Verification]:
+    """Read a decoder directory and insist on its proof: passed, of this manifest, of these files.
+
+    Raises:
+        ManifestError: the directory is not a decoder, or was never verified.
+        IntegrityError: a file is not the one that was proven.
+        VerificationError: the proof failed.
+    """
+    manifest = Manifest.read(directory)
+    record = Verification.read(directory)
+    if record.manifest_sha256 != sha256(directory / MANIFEST_FILE):
+        raise IntegrityError(
+            f"{directory}: its manifest was changed after the proof; run `bento-kv verify` on it again"
+        )
+    manifest.check_files(directory)
+    if not record.passed:
+        failed = [check for layer in (record.export, record.loop) for check in layer.checks if not check.passed]
+        first = f": {failed[0].id} ({failed[0].explain})" if failed else ""
+        raise VerificationError(f"{directory}: its proof failed{first}")
+    return manifest, record
+
+
+def save_model(name: str, directory: str | Path) -> bentoml.Model:
+    """Put a verified decoder directory into the BentoML model store.
+
+    Args:
+        name: of the model, a version may be given after a colon.
+        directory: a decoder directory whose proof passed.
+
+    Raises:
+        ManifestError, IntegrityError, VerificationError: it has no proof, or not this one, or a failed one.
+        SourceError: the name is not one that BentoML takes.
+    """
+    path = Path(directory)
+    manifest, record = check_proof(path)
+    facts = {
+        "source": manifest.source.id,
+        "weights_sha256": manifest.source.weights_sha256,
+        "architecture": manifest.architecture,
+        "precision": manifest.precision,
+        "max_length": manifest.max_length,
+        "manifest_sha256": record.manifest_sha256,
+        "bento_kv": manifest.versions["bento-kv"],
+    }
+    try:
+        with bentoml.models.create(name, module=MODULE, labels={"framework": "bento_kv"}, metadata=facts) as model:
+            shutil.copytree(path, model.path, dirs_exist_ok=True)
+    except (BentoMLException, ValueError) as error:
+        raise SourceError(f"the model store does not take {name!r}: {error}") from error
+    return model
+
+
+def get(tag: str | bentoml.Tag) -> bentoml.Model:
+    """The stored decoder of that tag, the latest version unless it names one.
+
+    Raises:
+        SourceError: there is none, or another framework saved it.
+    """
+    try:
+        model = bentoml.models.get(tag)
+    except (NotFound, BentoMLException, ValueError) as error:
+        raise SourceError(f"the model store has no {tag}; `bentoml models list` shows what it has") from error
+    if model.info.module != MODULE:
+        raise SourceError(f"{model.tag} was saved by {model.info.module or 'something else'}, not by bento_kv")
+    return model
+
+
+def load_model(tag: str | bentoml.Tag | bentoml.Model, **options: Any) -> Any:
+    """A runnable around a stored decoder, its proof checked on this machine.
+
+    Args:
+        tag: of the stored decoder, or the model itself.
+        options: as `OnnxDecoderRunnable` takes them.
+    """
+    from bento_kv.runnable import OnnxDecoderRunnable
+
+    return OnnxDecoderRunnable(tag if isinstance(tag, bentoml.Model) else get(tag), **options)
+
+
+def locate(target: str | Path | bentoml.Model) -> Path:
+    """The decoder directory that a user means by a directory, a store tag, or a stored model.
+
+    Raises:
+        SourceError: it is neither.
+    """
+    if isinstance(target, bentoml.Model):
+        return Path(target.path)
+    path = Path(target).expanduser()
+    if path.is_dir():
+        return path
+    if path.exists() or "/" in str(target):
+        raise SourceError(f"{target} is not a directory; give a decoder directory or a model store tag")
+    return Path(get(str(target)).path)
+
+
+@attrs.frozen(init=False)
+class VerifiedDecoder(BentoModel):
+    """A model reference that exports, proves and stores its decoder when the service is built or first served.
+
+    As a class attribute of a service it is resolved by BentoML: `bentoml build` calls `to_info`, which fails the build
+    if the proof fails; `bentoml serve` calls `resolve`, which takes the stored decoder if it was made from the same
+    source in the same way, and makes it if not. Inside a bento it is the packed decoder and nothing else.
+
+    Args:
+        source: a Hugging Face model directory, a hub id, `demo`; or a decoder directory or a model store tag, which are
+            taken as they are if they are proven.
+        precision: of the weights.
+        max_length: positions of a slot, prompt and answer together; the model's own limit unless set.
+        name: in the model store; made from the source unless given.
+    """
+
+    source: str = ""
+    precision: str = "fp32"
+    max_length: int | None = None
+
+    def __init__(
+        self, source: str, *, precision: str = "fp32", max_length: int | None = None, name: str | None = None
+    ) -> None:
+        tag = name or store_name(source, precision, max_length)
+        self.__attrs_init__(tag=tag, source=source, precision=precision, max_length=max_length)  # type: ignore[attr-defined]
+
+    def to_info(self, alias: str | None = None) -> Any:
+        """What goes into `bento.yaml`: the exact version, under an alias that `resolve` finds inside the bento."""
+        from bentoml._internal.bento.bento import BentoModelInfo
+
+        return BentoModelInfo.from_bento_model(self._stored_or_made(), alias or self._alias)
+
+    def resolve(self, base_path: Any = None, global_model_store: Any = None) -> bentoml.Model:
+        """The stored decoder; `base_path` is BentoML's, for copying models out of the store."""
+        model = self._packed() or self._stored_or_made()
+        if base_path is not None:
+            return BentoModel(model.tag).resolve(base_path)
+        return model
+
+    @property
+    def _alias(self) -> str:
+        return f"bento_kv.{self.tag.name}"
+
+    def _packed(self) -> bentoml.Model | None:
+        """The version that this bento was built with. In a bento the alias is known, elsewhere it is not."""
+        try:
+            return bentoml.models.get(self._alias)
+        except (NotFound, BentoMLException, ValueError):
+            return None
+
+    def _stored_or_made(self) -> bentoml.Model:
+        path = Path(self.source).expanduser()
+        if (path / MANIFEST_FILE).is_file():
+            return self._stored(lambda facts: facts.get("manifest_sha256") == sha256(path / MANIFEST_FILE)) or save_model(
+                str(self.tag), path
+            )
+        if not path.exists() and "/" not in self.source and self.source != "demo":
+            stored = get(self.source)
+            check_proof(Path(stored.path))
+            return stored
+        stored_decoder = self._stored(self._is_mine)
+        return stored_decoder if stored_decoder is not None else self._make()
+
+    def _stored(self, wanted: Callable[[Mapping[str, Any]], bool]) -> bentoml.Model | None:
+        """The newest stored decoder of our name that was made as asked; a damaged one is refused, not replaced."""
+        for model in bentoml.models.list(self.tag.name):
+            if model.info.module != MODULE or not wanted(model.info.metadata):
+                continue
+            try:
+                check_proof(Path(model.path))
+            except BentoKVError as error:
+                raise type(error)(f"{error} (`bentoml models delete {model.tag}` removes it from the store)") from error
+            return model
+        return None
+
+    def _is_mine(self, facts: Mapping[str, Any]) -> bool:
+        from bento_kv import __version__
+
+        asked = {"source": self.source, "precision": self.precision, "bento_kv": __version__}
+        if any(facts.get(key) != value for key, value in asked.items()):
+            return False
+        if self.max_length is not None and facts.get("max_length") != self.max_length:
+            return False
+        weights = _local_weights(self.source)
+        return weights is None or facts.get("weights_sha256") == weights
+
+    def _make(self) -> bentoml.Model:
+        """Export, prove, store: the build hook proper."""
+        try:
+            from bento_kv.export.exporter import export
+            from bento_kv.verify.parity import TorchReference
+            from bento_kv.verify.proof import prove
+        except ModuleNotFoundError as error:
+            raise ManifestError(
+                f"there is no stored decoder of {self.source}, and making one needs {error.name}: "
+                "pip install 'bento-kv[export]'"
+            ) from error
+
+        with tempfile.TemporaryDirectory(prefix="bento_kv-") as folder:
+            directory = Path(folder) / "decoder"
+            export(
+                self.source, directory, precision=self.precision, max_length=self.max_length, progress=_say
+            )
+            prove(directory, lambda manifest: TorchReference(self.source, manifest), progress=_say)
+            return save_model(str(self.tag), directory)
+
+
+def store_name(source: str, precision: str, max_length: int | None) -> str:
+    """A name that the model store takes: lower case, no slashes, one for each way to make a decoder of the source."""
+    stem = re.sub(r"[^a-z0-9._-]+", "-", source.rstrip("/").split("/")[-1].lower()).strip("-._") or "decoder"
+    return "-".join(["bento-kv", stem, precision, *([str(max_length)] if max_length else [])])
+
+
+def _local_weights(source: str) -> str | None:
+    """Hash of the source's weights if they are on this machine; a hub is not asked."""
+    if source != "demo" and not Path(source).expanduser().is_dir():
+        return None
+    from bento_kv.source import ModelSource
+
+    return ModelSource.find(source).weights_sha256()
+
+
+def _say(what: str) -> None:
+    import logging
+
+    logging.getLogger(__name__).info("%s", what)

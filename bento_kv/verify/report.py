@@ -1,0 +1,38 @@
+"""A verification record for people."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from bento_kv.manifest import Check, Verification
+
+_TITLES = {"export": "Export layer: is the graph right?", "loop": "Loop layer: are the steps right?"}
+
+
+def render(record: Verification) -> str:
+    """The record as text: a line a check, failures explained, the verdict last."""
+    return "\n".join(_lines(record)) + "\n"
+
+
+def _lines(record: Verification) -> Iterator[str]:
+    for name, proof in (("export", record.export), ("loop", record.loop)):
+        yield _TITLES[name]
+        if not proof.checks:
+            yield "  not reached"
+        for check in proof.checks:
+            yield f"  {'ok  ' if check.passed else 'FAIL'} {check.id:<30} {_number(check.measured):>9} {_limit(check)}"
+            if not check.passed:
+                yield f"       {check.explain}"
+    failed = sum(not check.passed for proof in (record.export, record.loop) for check in proof.checks)
+    verdict = "passed" if record.passed else f"FAILED, {failed} of its checks"
+    yield f"Proof {verdict}, in {record.seconds} s on {record.machine.get('processor') or 'this machine'}"
+
+
+def _number(value: float | None) -> str:
+    if value is None:
+        return "-"
+    return f"{value:.0f}" if value == int(value) and value < 1e6 else f"{value:.1e}"
+
+
+def _limit(check: Check) -> str:
+    return "" if check.limit is None else f"<= {check.limit:g}"

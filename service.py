@@ -1,0 +1,84 @@
+"""The service that `bentoml serve` and `bentoml build` take: one proven decoder behind an OpenAI-compatible API."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncGenerator
+from dataclasses import replace
+from typing import Annotated
+
+import bentoml
+from pydantic import BaseModel, ConfigDict, Field
+
+from bento_kv import EngineConfig, EngineMetrics, OnnxDecoderRunnable, VerifiedDecoder, openai_app
+from bento_kv.plan import Exactness
+
+
+class Arguments(BaseModel):
+    """What `--arg name=value` takes, in `bentoml serve` and in `bentoml build`."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    model: str = Field("demo", description="a Hugging Face directory or hub id, a decoder directory, a store tag, or demo")
+    precision: str = "fp32"
+    max_length: int | None = Field(None, ge=2, description="positions of a slot, prompt and answer together")
+    slots: int = Field(16, ge=1, description="requests that decode at the same time")
+    threads: int | None = Field(None, ge=1, description="of the model; as many as there are CPUs unless set")
+    max_queue: int = Field(256, ge=0, description="requests that may wait; one more gets 429")
+    max_tokens: int | None = Field(None, ge=1, description="cap on the tokens of one answer")
+    exact: Exactness = Field("batch", description="batch or full")
+
+
+arguments = bentoml.use_arguments(Arguments)
+
+
+def current_runnable() -> OnnxDecoderRunnable:
+    """The runnable of the service that runs in this process; the API is mounted before it exists."""
+    runnable: OnnxDecoderRunnable = bentoml.get_current_service().runnable
+    return runnable
+
+
+@bentoml.asgi_app(openai_app(current_runnable, api_key=os.environ.get("BENTO_KV_API_KEY") or None))
+@bentoml.service(
+    name="bento_kv",
+    # Seconds to the first byte: a request may wait in the queue, whose length is bounded.
+    traffic={"timeout": 600},
+    workers=1,
+)
+class LanguageModel:
+    decoder = VerifiedDecoder(arguments.model, precision=arguments.precision, max_length=arguments.max_length)
+
+    def __init__(self) -> None:
+        config = EngineConfig(
+            slots=arguments.slots,
+            exact=arguments.exact,
+            max_queue=arguments.max_queue,
+            max_tokens=arguments.max_tokens,
+            threads=arguments.threads,
+        )
+        self.runnable = OnnxDecoderRunnable(self.decoder, config, model_id=arguments.model, observer=EngineMetrics)
+
+    @bentoml.api
+    async def generate(
+        self,
+        prompt: str,
+        max_tokens: Annotated[int | None, Field(ge=1)] = None,
+        temperature: Annotated[float | None, Field(ge=0, le=2)] = None,
+        seed: int | None = None,
+    ) -> AsyncGenerator[str, None]:
+        """Answer a prompt, as a stream of text."""
+        asked = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}
+        params = replace(self.runnable.defaults, **{name: value for name, value in asked.items() if value is not None})
+        async for output in self.runnable.generate(prompt, params):
+            if output.text:
+                yield output.text
+
+    @bentoml.on_shutdown
+    def close(self) -> None:
+        self.runnable.close(timeout=30)
+
+    def __is_alive__(self) -> bool:
+        return self.runnable.engine.alive
+
+    def __is_ready__(self) -> bool:
+        return self.runnable.engine.accepting

@@ -1,0 +1,301 @@
+"""The engine thread and asyncio together. Timeouts here are for tests that hang, none is part of what is tested."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import pytest
+
+from bento_kv.engine.config import EngineConfig
+from bento_kv.engine.engine import Engine
+from bento_kv.engine.request import SamplingParams, StepOutput
+from bento_kv.engine.stream import TokenStream, open_stream
+from bento_kv.errors import EngineClosedError, QueueFullError, RequestError
+from bento_kv.plan import StepPlan
+from tests.engine.fakes import Client, FakeDecoder, always, client, letters, to_ids
+
+PATIENCE = 30  # seconds
+GREEDY = SamplingParams(temperature=0, max_tokens=5)
+ENDLESS = SamplingParams(temperature=0)
+PROMPT = to_ids("hello\n")
+
+
+@dataclass
+class Gate:
+    """Lets steps of a decoder pass one by one, or all."""
+
+    steps: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
+    reached: threading.Semaphore = field(default_factory=lambda: threading.Semaphore(0))
+    open: bool = False
+
+    def __call__(self, plan: StepPlan) -> None:
+        self.reached.release()
+        assert self.open or self.steps.acquire(timeout=PATIENCE)
+
+    def let_all(self) -> None:
+        self.open = True
+        self.steps.release(1000)
+
+    def wait(self) -> None:
+        assert self.reached.acquire(timeout=PATIENCE)
+
+
+@contextmanager
+def running(decoder: FakeDecoder | None = None, **config: int) -> Iterator[Engine]:
+    decoder = decoder or FakeDecoder(logits=always("abc"), max_length=100_000)
+    engine = Engine(decoder, letters, EngineConfig(**config))  # type: ignore[arg-type]
+    engine.start()
+    try:
+        yield engine
+    finally:
+        engine.close(drain=False)
+    assert not engine.alive
+    engine.check_books()
+    assert engine.stats().running == 0
+
+
+@dataclass
+class Waiter:
+    """Hears a request's events on the engine thread, for a test that waits for its end."""
+
+    client: Client
+    ended: threading.Event = field(default_factory=threading.Event)
+
+    def submit(self, engine: Engine) -> None:
+        request = self.client.request
+        engine.submit(
+            type(request)(id=request.id, prompt_ids=request.prompt_ids, params=request.params, emit=self.hear)
+        )
+
+    def hear(self, output: StepOutput) -> None:
+        self.client.hear(output)
+        if output.finish_reason:
+            self.ended.set()
+
+    def wait(self) -> None:
+        assert self.ended.wait(PATIENCE)
+
+
+async def read(engine: Engine, params: SamplingParams = GREEDY, request_id: str | None = None) -> list[StepOutput]:
+    async with asyncio.timeout(PATIENCE), open_stream(engine, PROMPT, params, request_id) as stream:
+        return [output async for output in stream]
+
+
+async def idle(engine: Engine) -> None:
+    async with asyncio.timeout(PATIENCE):
+        while engine.stats().running or engine.stats().waiting:
+            await asyncio.sleep(0.001)
+
+
+def test_a_stream_gives_every_event_and_stops() -> None:
+    with running() as engine:
+        outputs = asyncio.run(read(engine))
+    assert "".join(output.text for output in outputs) == "abcab"
+    assert [output.finish_reason for output in outputs] == [None] * 4 + ["length"]
+
+
+def test_many_streams_at_once() -> None:
+    async def main(engine: Engine) -> list[list[StepOutput]]:
+        return await asyncio.gather(*(read(engine) for _ in range(20)))
+
+    with running(slots=4) as engine:
+        texts = ["".join(output.text for output in outputs) for outputs in asyncio.run(main(engine))]
+    assert texts == ["abcab"] * 20
+
+
+def test_a_client_that_leaves_early_frees_its_slot() -> None:
+    async def main(engine: Engine) -> None:
+        async with open_stream(engine, PROMPT, ENDLESS) as stream:
+            async for _ in stream:
+                break
+        await idle(engine)
+        assert len(await read(engine)) == 5
+
+    with running(slots=1, max_queue=0) as engine:
+        asyncio.run(main(engine))
+
+
+def test_a_cancelled_reader_frees_its_slot() -> None:
+    async def main(engine: Engine) -> None:
+        entered = asyncio.Event()
+
+        async def reader() -> None:
+            async with open_stream(engine, PROMPT, ENDLESS) as stream:
+                async for _ in stream:
+                    entered.set()
+
+        task = asyncio.create_task(reader())
+        async with asyncio.timeout(PATIENCE):
+            await entered.wait()
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await idle(engine)
+
+    with running() as engine:
+        asyncio.run(main(engine))
+
+
+def test_a_stream_after_its_end_stays_ended() -> None:
+    async def main(engine: Engine) -> None:
+        async with open_stream(engine, PROMPT, GREEDY) as stream:
+            assert len([output async for output in stream]) == 5
+            assert [output async for output in stream] == []
+
+    with running() as engine:
+        asyncio.run(main(engine))
+
+
+def test_a_stream_is_entered_once_and_read_inside() -> None:
+    async def main(engine: Engine) -> None:
+        stream = open_stream(engine, PROMPT, GREEDY)
+        assert isinstance(stream, TokenStream)
+        with pytest.raises(RuntimeError, match="inside"):
+            await anext(stream)
+        async with stream:
+            with pytest.raises(RuntimeError, match="once"):
+                await stream.__aenter__()
+
+    with running() as engine:
+        asyncio.run(main(engine))
+
+
+def test_errors_of_submission_raise_on_entering() -> None:
+    async def main(engine: Engine) -> None:
+        with pytest.raises(RequestError, match="top_p"):
+            await read(engine, SamplingParams(top_p=0))
+        async with open_stream(engine, PROMPT, ENDLESS, "same"):
+            with pytest.raises(RequestError, match="'same'"):
+                await read(engine, request_id="same")
+            with pytest.raises(QueueFullError):
+                await read(engine)
+
+    with running(slots=1, max_queue=0) as engine:
+        asyncio.run(main(engine))
+    with pytest.raises(EngineClosedError):
+        asyncio.run(read(engine))
+
+
+def test_a_closed_loop_does_not_break_the_engine() -> None:
+    gate = Gate()
+    with running(FakeDecoder(logits=always("abc"), before_step=gate)) as engine:
+        loop = asyncio.new_event_loop()
+        loop.run_until_complete(open_stream(engine, PROMPT, ENDLESS).__aenter__())
+        gate.wait()
+        loop.close()
+        gate.let_all()
+        waiter = Waiter(client(request_id="after", temperature=0, max_tokens=3))
+        waiter.submit(engine)
+        waiter.wait()
+        assert waiter.client.text == "abc"
+        assert engine.alive
+
+
+def test_the_queue_holds_exactly_so_many_under_a_rush() -> None:
+    gate = Gate()
+    with running(FakeDecoder(logits=always("abc"), before_step=gate), slots=2, max_queue=3) as engine:
+        start, outcomes = threading.Barrier(8), list[str]()
+
+        def rush(name: int) -> None:
+            start.wait(PATIENCE)
+            for i in range(5):
+                try:
+                    engine.submit(client(request_id=f"{name}-{i}", max_tokens=2).request)
+                    outcomes.append("accepted")
+                except QueueFullError:
+                    outcomes.append("refused")
+
+        threads = [threading.Thread(target=rush, args=(i,)) for i in range(8)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join(PATIENCE)
+        assert sorted(outcomes) == ["accepted"] * 5 + ["refused"] * 35
+        gate.let_all()
+
+
+def test_close_drains_what_was_accepted() -> None:
+    waiters = [Waiter(client(request_id=str(i), temperature=0, max_tokens=4)) for i in range(5)]
+    with running(slots=2) as engine:
+        for waiter in waiters:
+            waiter.submit(engine)
+        engine.close(drain=True)
+        assert not engine.alive
+        assert [waiter.client.text for waiter in waiters] == ["abca"] * 5
+
+
+def test_close_refuses_new_requests_while_it_drains() -> None:
+    gate = Gate()
+    with running(FakeDecoder(logits=always("abc"), before_step=gate)) as engine:
+        waiter = Waiter(client(temperature=0, max_tokens=3))
+        waiter.submit(engine)
+        gate.wait()
+        closing = threading.Thread(target=engine.close)
+        closing.start()
+        while engine.accepting:
+            closing.join(0.001)
+        with pytest.raises(EngineClosedError, match="shutting down"):
+            engine.submit(client(request_id="late").request)
+        assert engine.alive
+        gate.let_all()
+        closing.join(PATIENCE)
+        assert waiter.client.text == "abc"
+
+
+@pytest.mark.parametrize("drain", [True, False])
+def test_close_aborts_what_does_not_end_in_time(drain: bool) -> None:
+    waiters = [Waiter(client(request_id=str(i), temperature=0)) for i in range(3)]
+    with running(slots=2) as engine:
+        for waiter in waiters:
+            waiter.submit(engine)
+        engine.close(drain=drain, timeout=0)
+        assert [waiter.client.finish_reason for waiter in waiters] == ["abort"] * 3
+
+
+def test_a_step_that_raises_does_not_end_the_thread() -> None:
+    def fail(plan: StepPlan) -> None:
+        if plan.rows[0].start == 0:
+            decoder.before_step = lambda plan: None
+            raise MemoryError
+
+    decoder = FakeDecoder(logits=always("abc"), before_step=fail)
+    with running(decoder) as engine:
+        (last,) = asyncio.run(read(engine))
+        assert (last.finish_reason, last.text) == ("error", "")
+        assert engine.accepting
+        assert len(asyncio.run(read(engine))) == 5
+
+
+def test_a_failed_engine_ends_everything_and_says_so() -> None:
+    def fail(plan: StepPlan) -> None:
+        raise SystemExit  # not an Exception: it escapes the step
+
+    gate = Gate()
+    decoder = FakeDecoder(logits=always("abc"), slots=1, before_step=gate)
+    with running(decoder) as engine:
+        waiters = [Waiter(client(request_id=str(i))) for i in range(3)]
+        waiters[0].submit(engine)
+        gate.wait()
+        decoder.before_step = fail
+        for waiter in waiters[1:]:
+            waiter.submit(engine)
+        gate.let_all()
+        for waiter in waiters:
+            waiter.wait()
+            assert waiter.client.finish_reason == "error"
+            assert "SystemExit" in (waiter.client.error or "")
+        assert not engine.accepting
+        with pytest.raises(EngineClosedError, match="failed"):
+            engine.submit(client(request_id="late").request)
+
+
+def test_an_engine_is_started_once() -> None:
+    with running() as engine:
+        assert engine.alive
+        assert engine.accepting
+        with pytest.raises(RuntimeError):
+            engine.start()
