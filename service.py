@@ -19,7 +19,9 @@ class Arguments(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
 
-    model: str = Field("demo", description="a Hugging Face directory or hub id, a decoder directory, a store tag, or demo")
+    model: str = Field(
+        "demo", description="a Hugging Face directory or hub id, a decoder directory, a store tag, or demo"
+    )
     precision: str = "fp32"
     max_length: int | None = Field(None, ge=2, description="positions of a slot, prompt and answer together")
     slots: int = Field(16, ge=1, description="requests that decode at the same time")
@@ -56,7 +58,7 @@ class LanguageModel:
             max_tokens=arguments.max_tokens,
             threads=arguments.threads,
         )
-        self.runnable = OnnxDecoderRunnable(self.decoder, config, model_id=arguments.model, observer=EngineMetrics)
+        self.runnable = OnnxDecoderRunnable(self.decoder, config, observer=EngineMetrics)
 
     @bentoml.api
     async def generate(

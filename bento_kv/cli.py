@@ -73,7 +73,9 @@ def export(source: str, directory: Path, force: bool, as_json: bool, **options: 
     if as_json:
         click.echo(json.dumps(manifest.model_dump(mode="json", by_alias=True)))
     else:
-        click.echo(f"{directory}: {manifest.architecture}, {len(manifest.layers)} layers, {manifest.max_length} positions")
+        click.echo(
+            f"{directory}: {manifest.architecture}, {len(manifest.layers)} layers, {manifest.max_length} positions"
+        )
         click.echo(f"Not proven yet: bento-kv verify {directory}")
 
 

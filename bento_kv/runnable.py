@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -11,17 +11,18 @@ from typing import Any
 import bentoml
 from bentoml.legacy import Runnable
 
+from bento_kv.defaults import read_defaults
 from bento_kv.engine.config import EngineConfig
 from bento_kv.engine.engine import Engine
 from bento_kv.engine.observer import Observer
 from bento_kv.engine.request import SamplingParams, StepOutput
 from bento_kv.engine.stream import open_stream
-from bento_kv.errors import BentoKVError, DecoderError
+from bento_kv.errors import DecoderError
+from bento_kv.manifest import Source
 from bento_kv.runtime.decoder import OnnxDecoder
 from bento_kv.runtime.golden import replay_golden
 from bento_kv.store import check_proof, locate
 from bento_kv.tokenizer import Tokenizer
-from bento_kv.defaults import read_defaults
 
 Prompt = str | Sequence[int] | Sequence[Mapping[str, Any]]
 
@@ -35,7 +36,7 @@ class OnnxDecoderRunnable(Runnable):
     Args:
         decoder: a stored model (what a `VerifiedDecoder` attribute gives), a store tag, or a decoder directory.
         config: limits and exactness.
-        model_id: the name that clients use; the source's unless given.
+        model_id: the name that clients use; the source's hub id or folder name unless given.
         observer: makes the engine's observer, given the verification record.
 
     Raises:
@@ -59,7 +60,7 @@ class OnnxDecoderRunnable(Runnable):
         self.directory = locate(decoder)
         self.manifest, record = check_proof(self.directory)
         self.verification: Mapping[str, Any] = record.model_dump(mode="json", by_alias=True)
-        self.model_id = model_id or self.manifest.source.id
+        self.model_id = model_id or _public_name(self.manifest.source)
         self.created = int(datetime.fromisoformat(self.manifest.created).timestamp())
         self.tokenizer = Tokenizer(self.directory)
         self.defaults = read_defaults(self.directory, self.manifest)
@@ -81,7 +82,7 @@ class OnnxDecoderRunnable(Runnable):
         return self.engine.max_length
 
     @Runnable.method
-    async def generate(self, prompt: Prompt, params: SamplingParams | None = None) -> AsyncIterator[StepOutput]:
+    async def generate(self, prompt: Prompt, params: SamplingParams | None = None) -> AsyncGenerator[StepOutput, None]:
         """Answer token by token.
 
         Args:
@@ -118,3 +119,8 @@ class OnnxDecoderRunnable(Runnable):
     def close(self, *, timeout: float | None = None) -> None:
         """Refuse new requests, let the accepted ones finish for `timeout` seconds, stop the engine."""
         self.engine.close(drain=True, timeout=timeout)
+
+
+def _public_name(source: Source) -> str:
+    """A hub id as it is; of a directory its name, because where it stands is nobody's business."""
+    return source.id if source.revision is not None else Path(source.id).name

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import shutil
 import tempfile
@@ -18,6 +19,9 @@ from bento_kv.errors import BentoKVError, IntegrityError, ManifestError, SourceE
 from bento_kv.manifest import MANIFEST_FILE, Manifest, Verification, sha256
 
 MODULE = "bento_kv"
+
+# Below BentoML's own logger, so that `bentoml build` and `bentoml serve` show what takes its time.
+logger = logging.getLogger("bentoml.bento_kv")
 
 
 def check_proof(directory: Path) -> tuple[Manifest, Verification]:
@@ -116,7 +120,7 @@ def locate(target: str | Path | bentoml.Model) -> Path:
 
 
 @attrs.frozen(init=False)
-class VerifiedDecoder(BentoModel):
+class VerifiedDecoder(BentoModel):  # type: ignore[misc] # BentoML loads it lazily, so mypy sees no class
     """A model reference that exports, proves and stores its decoder when the service is built or first served.
 
     As a class attribute of a service it is resolved by BentoML: `bentoml build` calls `to_info`, which fails the build
@@ -139,7 +143,7 @@ class VerifiedDecoder(BentoModel):
         self, source: str, *, precision: str = "fp32", max_length: int | None = None, name: str | None = None
     ) -> None:
         tag = name or store_name(source, precision, max_length)
-        self.__attrs_init__(tag=tag, source=source, precision=precision, max_length=max_length)  # type: ignore[attr-defined]
+        self.__attrs_init__(tag=tag, source=source, precision=precision, max_length=max_length)  # type: ignore[call-arg] # the inherited field
 
     def to_info(self, alias: str | None = None) -> Any:
         """What goes into `bento.yaml`: the exact version, under an alias that `resolve` finds inside the bento."""
@@ -151,7 +155,8 @@ class VerifiedDecoder(BentoModel):
         """The stored decoder; `base_path` is BentoML's, for copying models out of the store."""
         model = self._packed() or self._stored_or_made()
         if base_path is not None:
-            return BentoModel(model.tag).resolve(base_path)
+            copied: bentoml.Model = BentoModel(model.tag).resolve(base_path)
+            return copied
         return model
 
     @property
@@ -168,9 +173,9 @@ class VerifiedDecoder(BentoModel):
     def _stored_or_made(self) -> bentoml.Model:
         path = Path(self.source).expanduser()
         if (path / MANIFEST_FILE).is_file():
-            return self._stored(lambda facts: facts.get("manifest_sha256") == sha256(path / MANIFEST_FILE)) or save_model(
-                str(self.tag), path
-            )
+            return self._stored(
+                lambda facts: facts.get("manifest_sha256") == sha256(path / MANIFEST_FILE)
+            ) or save_model(str(self.tag), path)
         if not path.exists() and "/" not in self.source and self.source != "demo":
             stored = get(self.source)
             check_proof(Path(stored.path))
@@ -215,11 +220,13 @@ class VerifiedDecoder(BentoModel):
 
         with tempfile.TemporaryDirectory(prefix="bento_kv-") as folder:
             directory = Path(folder) / "decoder"
-            export(
-                self.source, directory, precision=self.precision, max_length=self.max_length, progress=_say
-            )
-            prove(directory, lambda manifest: TorchReference(self.source, manifest), progress=_say)
-            return save_model(str(self.tag), directory)
+            logger.info("Making a decoder of %s; it is stored as %s and made once.", self.source, self.tag)
+            export(self.source, directory, precision=self.precision, max_length=self.max_length, progress=_say)
+            logger.info("Proving it.")
+            record = prove(directory, lambda manifest: TorchReference(self.source, manifest), progress=_say)
+            model = save_model(str(self.tag), directory)
+            logger.info("Proven in %s s, stored as %s.", record.seconds, model.tag)
+            return model
 
 
 def store_name(source: str, precision: str, max_length: int | None) -> str:
@@ -238,6 +245,4 @@ def _local_weights(source: str) -> str | None:
 
 
 def _say(what: str) -> None:
-    import logging
-
-    logging.getLogger(__name__).info("%s", what)
+    logger.info("%s", what)

@@ -30,13 +30,16 @@ class Tokenizer:
         from transformers import AutoTokenizer
 
         try:
-            self._chat = AutoTokenizer.from_pretrained(directory, local_files_only=True)
-            self._backend = self._chat.backend_tokenizer
+            tokenizer: Any = AutoTokenizer.from_pretrained(directory, local_files_only=True)
         except Exception as error:  # transformers raises nearly anything here, from OSError to KeyError
             raise ManifestError(f"{directory}: its tokenizer cannot be loaded: {error}") from error
+        self._chat = tokenizer
+        self._backend: Any = tokenizer.backend_tokenizer
         self._backend.no_truncation()
         self._backend.no_padding()
-        self._special = {token: text.content for token, text in self._backend.get_added_tokens_decoder().items()}
+        self._special: dict[int, str] = {
+            token: text.content for token, text in self._backend.get_added_tokens_decoder().items()
+        }
         self._byte_level = _byte_alphabet() if _uses_byte_level(self._backend.to_str()) else None
 
     @property
@@ -63,7 +66,9 @@ class Tokenizer:
         try:
             text = self._chat.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
         except (TemplateError, TypeError, ValueError) as error:
-            raise RequestError(f"the model's chat template refuses these messages: {error}", param="messages") from error
+            raise RequestError(
+                f"the model's chat template refuses these messages: {error}", param="messages"
+            ) from error
         return self.encode(text, add_special_tokens=False)
 
     def encode_prompt(self, prompt: str | Sequence[int] | Sequence[Mapping[str, Any]]) -> list[int]:
@@ -72,7 +77,11 @@ class Tokenizer:
         A text is what a user says if the model chats, and the text to continue if it does not.
         """
         if isinstance(prompt, str):
-            return self.encode_chat([{"role": "user", "content": prompt}]) if self.has_chat_template else self.encode(prompt)
+            return (
+                self.encode_chat([{"role": "user", "content": prompt}])
+                if self.has_chat_template
+                else self.encode(prompt)
+            )
         if all(isinstance(item, Mapping) for item in prompt):
             return self.encode_chat([item for item in prompt if isinstance(item, Mapping)])
         return [item for item in prompt if isinstance(item, int)]
@@ -86,7 +95,7 @@ class Tokenizer:
         """The bytes that one token stands for; they need not be whole characters."""
         if token_id in self._special:
             return self._special[token_id].encode()
-        token = self._backend.id_to_token(token_id)
+        token: str | None = self._backend.id_to_token(token_id)
         if token is None:
             return b""
         if self._byte_level is not None:

@@ -152,9 +152,7 @@ def survey_attention(
         raise UnsupportedArchitecture(
             f"{name} gives its attention {', '.join(unknown)}, which the exporter does not know how to carry over"
         )
-    _survey.get()[_layer_index(module)] = AttentionShape(
-        query.shape[1], key.shape[1], key.shape[3], value.shape[3]
-    )
+    _survey.get()[_layer_index(module)] = AttentionShape(query.shape[1], key.shape[1], key.shape[3], value.shape[3])
     return query.new_zeros(1, query.shape[2], query.shape[1], value.shape[3]), None
 
 
@@ -175,15 +173,14 @@ def packed_attention(
     Causality, each row's length and the window are the operator's work: no mask arithmetic is in the graph.
     """
     step = _step.get()
-    _, heads, tokens, head_dim = query.shape
-    kv_heads = key.shape[1]
+    heads, tokens, head_dim = query.shape[1:]
     rows, width = step.gather_index.shape
     flat = [x.transpose(1, 2).reshape(tokens, -1) for x in (query, key, value)]
     qkv = torch.cat(flat, dim=-1)[step.gather_index]  # [rows, width, (query_heads + 2 kv_heads) * head_dim]
     past_key, past_value = step.past[_layer_index(module)]
     attributes: dict[str, Any] = {
         "num_heads": heads,
-        "kv_num_heads": kv_heads,
+        "kv_num_heads": key.shape[1],
         "scale": float(head_dim**-0.5 if scaling is None else scaling),
         "do_rotary": 0,
     }

@@ -16,11 +16,11 @@ import onnx_ir as ir
 
 from bento_kv import manifest as contract
 from bento_kv.errors import ExportError
-from bento_kv.export.tracing import to_onnx
 from bento_kv.export.graph import optimize
 from bento_kv.export.model import Survey, load_config, load_model, survey
-from bento_kv.source import ModelSource
 from bento_kv.export.tokenizer import load_generation_config, load_tokenizer, token_ids, write_companions
+from bento_kv.export.tracing import to_onnx
+from bento_kv.source import ModelSource
 
 DEFAULT_OPSET = 23
 MIN_OPSET = 23  # torch's exporter writes RMSNormalization and RotaryEmbedding, which came with it
@@ -65,7 +65,7 @@ def export(
     config = load_config(found)
     tokenizer = load_tokenizer(found)
     generation = load_generation_config(found, config)
-    model = load_model(found, config, attention_implementation="bento_kv_survey")
+    model = load_model(found, config)
     facts = survey(model)
     length = _length(found, facts, max_length)
     with _staged(directory, force=force) as staging:
@@ -113,7 +113,9 @@ def _length(source: ModelSource, facts: Survey, asked: int | None) -> int:
     if asked is None:
         return facts.max_length
     if not 2 <= asked <= facts.max_length:
-        raise ExportError(f"{source.id}: max length {asked} is not between 2 and the model's {facts.max_length} positions")
+        raise ExportError(
+            f"{source.id}: max length {asked} is not between 2 and the model's {facts.max_length} positions"
+        )
     return asked
 
 

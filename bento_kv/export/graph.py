@@ -46,11 +46,11 @@ def _depends_only_on(node: ir.Node, positions: ir.Value) -> bool:
                 found = True
             elif value is None or value.const_value is not None or value in seen:
                 continue
-            elif value.producer() is None:
+            elif (producer := value.producer()) is None:
                 return False
             else:
                 seen.add(value)
-                pending.append(value.producer())
+                pending.append(producer)
     return found
 
 
@@ -63,7 +63,8 @@ def _evaluate(model: ir.Model, value: ir.Value, positions: ir.Value, max_length:
     result: NDArray[np.float32] = session.run(None, {"position_ids": np.arange(max_length, dtype=np.int64)})[0]
     if result.ndim != 3 or result.shape[:2] != (1, max_length):
         raise ExportError(f"the rotary embedding has shape {list(result.shape)}, not [1, tokens, dimensions]")
-    return result[0]
+    rows: NDArray[np.float32] = result[0]
+    return rows
 
 
 def _lookup(model: ir.Model, table: NDArray[np.float32], positions: ir.Value, number: int) -> ir.Value:

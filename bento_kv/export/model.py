@@ -12,8 +12,8 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from bento_kv.errors import BentoKVError, SourceError, UnsupportedArchitecture
 from bento_kv.export import attention
-from bento_kv.source import ModelSource
 from bento_kv.manifest import LayerGeometry
+from bento_kv.source import ModelSource
 
 # Rotary embeddings whose frequencies change with the length of the sequence: keys cached at one length would not fit
 # the queries of another. Within the length they were trained at, they do not change.
@@ -43,9 +43,11 @@ def load_config(source: ModelSource) -> PreTrainedConfig:
         UnsupportedArchitecture: it is not a causal language model that transformers knows.
     """
     try:
-        config = AutoConfig.from_pretrained(source.path, local_files_only=True)
+        config: PreTrainedConfig = AutoConfig.from_pretrained(source.path, local_files_only=True)
     except (OSError, ValueError, KeyError) as error:
-        raise SourceError(f"{source.id}: its config.json cannot be read: {str(error).strip().splitlines()[0]}") from error
+        raise SourceError(
+            f"{source.id}: its config.json cannot be read: {str(error).strip().splitlines()[0]}"
+        ) from error
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise UnsupportedArchitecture(
             f"{source.id}: {config.model_type} is not a causal language model in transformers, "
@@ -54,26 +56,27 @@ def load_config(source: ModelSource) -> PreTrainedConfig:
     return config
 
 
-def load_model(source: ModelSource, config: PreTrainedConfig, attention_implementation: str | None = None) -> Any:
-    """The model in fp32, ready for inference.
+def load_model(source: ModelSource, config: PreTrainedConfig) -> Any:
+    """The model in fp32, ready for inference, its attention replaced by the one that surveys.
 
     Raises:
         SourceError: the weights cannot be read.
         UnsupportedArchitecture: it does not take another attention function.
     """
-    if attention_implementation is not None:
-        attention.register()
+    attention.register()
+    model: Any
+    info: Any
     try:
-        model, info = AutoModelForCausalLM.from_pretrained(
+        model, info = AutoModelForCausalLM.from_pretrained(  # type: ignore[misc] # a pair, given output_loading_info
             source.path,
             config=config,
             dtype=torch.float32,
-            attn_implementation=attention_implementation,
+            attn_implementation=attention.SURVEY,
             local_files_only=True,
             output_loading_info=True,
         )
     except ValueError as error:
-        if attention_implementation is None or "attn_implementation" not in str(error):
+        if "attn_implementation" not in str(error):
             raise SourceError(f"{source.id}: {_first_line(error)}") from error
         raise UnsupportedArchitecture(_own_attention(config)) from error
     except Exception as error:  # safetensors, pickle and torch each raise their own
@@ -123,7 +126,9 @@ def survey(model: PreTrainedModel) -> Survey:
 
 def _geometry(name: str, layers: int, found: dict[int, attention.AttentionShape]) -> tuple[LayerGeometry, ...]:
     if not found:
-        raise UnsupportedArchitecture(f"{name} has attention code of its own, outside transformers' attention interface")
+        raise UnsupportedArchitecture(
+            f"{name} has attention code of its own, outside transformers' attention interface"
+        )
     other = sorted(set(range(layers)) - set(found))
     if other:
         raise UnsupportedArchitecture(

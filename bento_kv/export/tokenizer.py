@@ -9,8 +9,8 @@ from typing import Any
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedConfig
 
 from bento_kv.errors import ExportError
-from bento_kv.source import ModelSource
 from bento_kv.manifest import TokenIds
+from bento_kv.source import ModelSource
 
 
 def load_tokenizer(source: ModelSource) -> Any:

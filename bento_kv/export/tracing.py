@@ -121,7 +121,17 @@ def _example(layers: Sequence[LayerGeometry]) -> tuple[tuple[Any, ...], tuple[An
     dim = torch.export.Dim
     t, b, w, m, r = dim("tokens"), dim("rows"), dim("width"), dim("max_length"), dim("logit_rows")
     cache = {0: b, 2: m}
-    dynamic = ({0: t}, {0: t}, {0: b, 1: w}, {0: t}, {0: r}, {0: b}, {0: b}, {}, [(cache, cache) for _ in layers])
+    dynamic: tuple[Any, ...] = (
+        {0: t},
+        {0: t},
+        {0: b, 1: w},
+        {0: t},
+        {0: r},
+        {0: b},
+        {0: b},
+        {},
+        [(cache, cache) for _ in layers],
+    )
     return arguments, dynamic
 
 

@@ -15,6 +15,7 @@ from bento_kv.plan import Exactness, StepPlan, StepRow
 from bento_kv.runtime.kv_cache import InPlaceCache
 from bento_kv.runtime.session import open_session
 
+
 class OnnxDecoder:
     """A decoder directory, loaded: a session, a cache, and `step`.
 

@@ -25,20 +25,19 @@ class InPlaceCache:
         layers: geometry by layer.
         slots: rows.
         max_length: positions of a row.
-        dtype: of the keys and values.
     """
 
-    def __init__(self, layers: Sequence[LayerGeometry], slots: int, max_length: int, dtype: type = np.float32) -> None:
+    def __init__(self, layers: Sequence[LayerGeometry], slots: int, max_length: int) -> None:
         self.slots = slots
         self.max_length = max_length
         self.capacity = max_length + SPARE
         try:
-            self._buffers = [
-                (np.zeros(shape, dtype), np.zeros(shape, dtype))
+            self._buffers: list[tuple[NDArray[np.float32], NDArray[np.float32]]] = [
+                (np.zeros(shape, np.float32), np.zeros(shape, np.float32))
                 for shape in ((slots, g.kv_heads, self.capacity, g.head_dim) for g in layers)
             ]
         except MemoryError:
-            wanted = sum(2 * slots * g.kv_heads * self.capacity * g.head_dim for g in layers) * np.dtype(dtype).itemsize
+            wanted = sum(2 * slots * g.kv_heads * self.capacity * g.head_dim for g in layers) * 4
             raise DecoderError(
                 f"a KV cache of {slots} slots and {max_length} positions takes {wanted / 2**30:.1f} GiB, "
                 "more than there is; lower slots or max_length"

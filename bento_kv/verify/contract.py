@@ -41,9 +41,13 @@ def check_contract(directory: Path, manifest: Manifest) -> list[Check]:
     opset = {entry.domain or "ai.onnx": entry.version for entry in graph.opset_import}
     return [
         holds("file-hashes", _hash_faults(directory, manifest), "files whose sha256 is not the manifest's"),
-        at_most("ir-version", graph.ir_version, highest_ir_version(), "IR version; the limit is what the runtime takes"),
+        at_most(
+            "ir-version", graph.ir_version, highest_ir_version(), "IR version; the limit is what the runtime takes"
+        ),
         at_most("opset", opset.get("ai.onnx", 0), highest_opset(), "ONNX opset; the limit is what the runtime takes"),
-        holds("manifest-matches-graph", _manifest_faults(manifest, graph, opset, inputs, outputs), "manifest and graph"),
+        holds(
+            "manifest-matches-graph", _manifest_faults(manifest, graph, opset, inputs, outputs), "manifest and graph"
+        ),
         holds("io-names", _name_faults(manifest, inputs, outputs), "inputs and outputs missing or too many"),
         holds("past-present-paired", _pair_faults(manifest, inputs, outputs), "past without a present like it"),
         holds("dtypes", _dtype_faults(inputs, outputs), "inputs and outputs of another type"),
@@ -78,7 +82,9 @@ def _manifest_faults(
     if any(opset.get(domain) != version for domain, version in manifest.opset.items()):
         faults.append(f"opsets {opset}, manifest {manifest.opset}")
     for kind, specs, own in (("input", manifest.inputs, inputs), ("output", manifest.outputs, outputs)):
-        faults += [f"{kind} {s.name} is {_show(own.get(s.name))}, manifest {_show(s)}" for s in specs if own.get(s.name) != s]
+        faults += [
+            f"{kind} {s.name} is {_show(own.get(s.name))}, manifest {_show(s)}" for s in specs if own.get(s.name) != s
+        ]
     return faults
 
 
@@ -161,6 +167,6 @@ def _loads(*, ir_version: int, opset: int) -> bool:
     options.log_severity_level = 4
     try:
         ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    except Exception:  # onnxruntime's exceptions share no base class; any of them is the answer no
+    except Exception:  # noqa: BLE001 - onnxruntime's exceptions share no base class; any of them is the answer no
         return False
     return True

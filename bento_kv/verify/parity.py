@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -37,7 +38,7 @@ class TorchReference:
             )
         # Loaded here as any user would, and not by the exporter's code, whose mistakes it is to find.
         try:
-            model = AutoModelForCausalLM.from_pretrained(found.path, dtype=torch.float32, local_files_only=True)
+            model: Any = AutoModelForCausalLM.from_pretrained(found.path, dtype=torch.float32, local_files_only=True)
         except Exception as error:  # safetensors, pickle and torch each raise their own
             raise SourceError(f"{source}: the reference cannot be loaded: {error}") from error
         self._model = model.eval()
@@ -52,6 +53,6 @@ class TorchReference:
     def keys_values(self, ids: Sequence[int]) -> LayerArrays:
         """What transformers' cache holds after `ids`, by layer: `[kv_heads, tokens, head_dim]`."""
         # Without the configuration every layer keeps all positions, those with a sliding window too.
-        cache = DynamicCache()
+        cache: Any = DynamicCache()
         self._model(input_ids=torch.tensor([list(ids)]), past_key_values=cache, use_cache=True, logits_to_keep=1)
         return [(layer.keys[0].numpy(), layer.values[0].numpy()) for layer in cache.layers]

@@ -1,0 +1,50 @@
+# Everything runs in .venv, which each target makes or brings up to date by itself.
+PYTHON ?= python3
+PORT ?= 3000
+JOBS ?= 2
+BIN := .venv/bin
+PIP := $(BIN)/pip --disable-pip-version-check --quiet
+
+.PHONY: help setup serve test lint format bench demo clean
+
+help: ## show this
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
+
+$(BIN)/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; set PYTHON=")'
+	$(PYTHON) -m venv .venv
+
+.venv/.export: $(BIN)/python pyproject.toml constraints.txt
+	$(PIP) install --constraint constraints.txt --editable '.[export]'
+	touch $@
+
+.venv/.dev: .venv/.export
+	$(PIP) install --constraint constraints.txt --editable '.[export,dev]'
+	touch $@
+
+setup: .venv/.dev ## make .venv with everything a developer needs
+
+serve: .venv/.export ## export and prove the demo model, then serve it on PORT (3000)
+	$(BIN)/bentoml serve service:LanguageModel --port $(PORT)
+
+test: .venv/.dev ## run the tests on JOBS (2) processes
+	$(BIN)/pytest -n $(JOBS)
+
+lint: .venv/.dev ## format, lint, types, and who may import whom
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: .venv/.dev ## format and fix what can be fixed
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench: .venv/.dev ## time against transformers on the same weights
+	$(BIN)/python -m benchmarks.compare
+
+demo: .venv/.dev ## train the demo model again
+	$(BIN)/python -m bento_kv.demo.train --out build/demo --resume
+
+clean: ## remove what the targets made
+	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

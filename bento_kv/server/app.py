@@ -1,0 +1,163 @@
+"""The OpenAI-compatible routes, as an ASGI app to mount with `bentoml.asgi_app`."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+from collections.abc import Awaitable, Callable, Mapping
+from contextlib import suppress
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+from starlette.types import Receive, Scope, Send
+
+from bento_kv.server import prompts
+from bento_kv.server.backend import Backend
+from bento_kv.server.exchange import Disconnected, Exchange, new_request_id
+from bento_kv.server.jsontext import dumps, shorten
+from bento_kv.server.problems import Problem, method_not_allowed, not_found, problem_of, unauthorized
+from bento_kv.server.streaming import answer
+
+DEFAULT_MAX_BODY_BYTES = 1024 * 1024
+
+Handler = Callable[[Exchange], Awaitable[None]]
+
+
+def openai_app(
+    backend: Backend | Callable[[], Backend],
+    *,
+    api_key: str | None = None,
+    max_body_bytes: int = DEFAULT_MAX_BODY_BYTES,
+) -> Starlette:
+    """The OpenAI-compatible API of one model.
+
+    Every answer has an `x-request-id`, every error OpenAI's form.
+
+    Args:
+        backend: the model being served, or what finds it: called once a request, since an app is mounted before BentoML
+            makes the service that has the model.
+        api_key: what clients have to send as `Authorization: Bearer KEY`, on every route; nothing if None.
+        max_body_bytes: larger request bodies get 413.
+
+    Raises:
+        ValueError: the key is empty, which would look like protection and be none.
+    """
+    if api_key is not None and not api_key.strip():
+        raise ValueError("the API key is empty; leave it out to serve without one")
+    key = None if api_key is None else api_key.encode("utf-8")
+    api = _Api(backend if callable(backend) else lambda: backend, max_body_bytes)
+    routes: dict[str, dict[str, Handler]] = {
+        "/v1/chat/completions": {"POST": api.chat},
+        "/v1/completions": {"POST": api.completions},
+        "/v1/models": {"GET": api.models},
+        "/v1/models/{id:path}": {"GET": api.model},
+        "/v1/verification": {"GET": api.verification},
+        "/v1/tokenize": {"POST": api.tokenize},
+        "/v1/detokenize": {"POST": api.detokenize},
+        "/v1/{rest:path}": {},  # BentoML passes on only what a route matches, and would answer the rest in its own form
+    }
+    app = Starlette(
+        routes=[Route(path, _Endpoint(handlers, key)) for path, handlers in routes.items()],
+        exception_handlers={404: _not_found},
+    )
+    app.router.redirect_slashes = False  # a redirect would be an answer in nobody's form
+    return app
+
+
+class _Endpoint:
+    """A route: who may come in, which handler, and what becomes of its exceptions."""
+
+    def __init__(self, handlers: Mapping[str, Handler], key: bytes | None) -> None:
+        self._handlers = dict(handlers)
+        if "GET" in handlers:
+            self._handlers["HEAD"] = handlers["GET"]  # the server leaves the body out
+        self._key = key
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        exchange = Exchange(scope, receive, send)
+        with suppress(Disconnected):  # nobody is left to answer
+            try:
+                await self._handler_for(exchange)(exchange)
+            except Disconnected:
+                raise
+            except Exception as error:  # noqa: BLE001 - each becomes an answer, and the log has what is unexpected
+                await exchange.send_problem(problem_of(error, request_id=exchange.id))
+
+    def _handler_for(self, exchange: Exchange) -> Handler:
+        if self._key is not None and not _authorized(exchange, self._key):
+            raise unauthorized()
+        if not self._handlers:
+            raise not_found(shorten(exchange.path))
+        if exchange.method not in self._handlers:
+            raise method_not_allowed(exchange.method, exchange.path, ", ".join(self._handlers))
+        return self._handlers[exchange.method]
+
+
+def _authorized(exchange: Exchange, key: bytes) -> bool:
+    scheme, _, given = exchange.headers.get("authorization", "").partition(" ")
+    # Header values are bytes that Starlette reads as Latin-1; comparing in constant time tells nothing of the key.
+    return hmac.compare_digest(given.strip().encode("latin-1"), key) and scheme.lower() == "bearer"
+
+
+async def _not_found(request: Request, error: Exception) -> Response:
+    problem = not_found(shorten(request.url.path))
+    headers = {"x-request-id": new_request_id()}
+    return Response(dumps(problem.body), problem.status, headers, media_type="application/json")
+
+
+class _Api:
+    """The handlers. What grows with a request's size runs in a thread, so that it delays no other request's tokens."""
+
+    def __init__(self, find_backend: Callable[[], Backend], max_body_bytes: int) -> None:
+        self._find_backend = find_backend
+        self._limit = max_body_bytes
+
+    async def chat(self, exchange: Exchange) -> None:
+        await self._generate(exchange, prompts.chat_prompts)
+
+    async def completions(self, exchange: Exchange) -> None:
+        await self._generate(exchange, prompts.completion_prompts)
+
+    async def tokenize(self, exchange: Exchange) -> None:
+        body = await exchange.read_body(self._limit)
+        await exchange.send_json(await asyncio.to_thread(prompts.tokenize, body, self._find_backend()))
+
+    async def detokenize(self, exchange: Exchange) -> None:
+        body = await exchange.read_body(self._limit)
+        await exchange.send_json(await asyncio.to_thread(prompts.detokenize, body, self._find_backend()))
+
+    async def models(self, exchange: Exchange) -> None:
+        await exchange.send_json({"object": "list", "data": [_model_object(self._find_backend())]})
+
+    async def model(self, exchange: Exchange) -> None:
+        backend, name = self._find_backend(), exchange.path_params["id"]
+        if name != backend.model_id:
+            message = f"The model {shorten(name)!r} does not exist here; this server has {backend.model_id!r}."
+            raise Problem(404, message, param="model", code="model_not_found")
+        await exchange.send_json(_model_object(backend))
+
+    async def verification(self, exchange: Exchange) -> None:
+        await exchange.send_json(dict(self._find_backend().verification))
+
+    async def _generate(self, exchange: Exchange, prepare: prompts.Prepare) -> None:
+        body = await exchange.read_body(self._limit)
+        await exchange.unless_disconnected(self._answer(exchange, body, prepare))
+
+    async def _answer(self, exchange: Exchange, body: bytes, prepare: prompts.Prepare) -> None:
+        backend = self._find_backend()
+        request, encoded = await asyncio.to_thread(prepare, body, backend)
+        await answer(exchange, backend, request, encoded)
+
+
+def _model_object(backend: Backend) -> dict[str, Any]:
+    """OpenAI's model object, and `max_model_len` as vLLM adds it."""
+    return {
+        "id": backend.model_id,
+        "object": "model",
+        "created": backend.created,
+        "owned_by": "bento_kv",
+        "max_model_len": backend.max_length,
+    }

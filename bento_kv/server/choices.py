@@ -1,0 +1,142 @@
+"""Choices of an answer in OpenAI's two dialects, as a whole and as the deltas of a stream.
+
+Forms as in OpenAI's API reference ("The chat completion object", "The chat completion chunk object", "The completion
+object").
+"""
+
+from __future__ import annotations
+
+import codecs
+from collections.abc import Iterable, Sequence
+from typing import Any, Protocol
+
+from bento_kv.engine.request import StepOutput, TokenLogprobs
+from bento_kv.server.backend import TextTokenizer
+
+_LOWEST_LOGPROB = -9999.0  # OpenAI's stand-in for minus infinity, which JSON has no word for
+
+Json = dict[str, Any]
+
+
+class Choice(Protocol):
+    """One answer to one prompt, fed with the engine's events in order."""
+
+    def deltas(self, output: StepOutput) -> list[Json]:
+        """What the event adds, as `choices` entries of chunks: none, or one for each chunk."""
+        ...
+
+    def whole(self, outputs: Sequence[StepOutput]) -> Json:
+        """The `choices` entry that all events make."""
+        ...
+
+
+class ChatChoice:
+    """A message of the assistant.
+
+    Args:
+        index: its place among the choices.
+        tokenizer: to spell out tokens of log-probabilities.
+        logprobs: whether they were asked for.
+    """
+
+    def __init__(self, index: int, tokenizer: TextTokenizer, *, logprobs: bool) -> None:
+        self._index = index
+        self._tokenizer = tokenizer
+        self._wanted = logprobs
+        self._begun = False
+
+    def deltas(self, output: StepOutput) -> list[Json]:
+        deltas = []
+        if not self._begun:
+            self._begun = True
+            deltas.append(self._delta({"role": "assistant", "content": "", "refusal": None}))
+        if output.text or output.logprobs:
+            deltas.append(self._delta({"content": output.text}, logprobs=self._logprobs(output.logprobs)))
+        if output.finish_reason is not None:
+            deltas.append(self._delta({}, finish_reason=output.finish_reason))
+        return deltas
+
+    def whole(self, outputs: Sequence[StepOutput]) -> Json:
+        content = "".join(output.text for output in outputs)
+        return {
+            "index": self._index,
+            "message": {"role": "assistant", "content": content, "refusal": None},
+            "logprobs": self._logprobs(_logprobs_of(outputs)),
+            "finish_reason": outputs[-1].finish_reason,
+        }
+
+    def _delta(self, delta: Json, *, logprobs: Json | None = None, finish_reason: str | None = None) -> Json:
+        return {"index": self._index, "delta": delta, "logprobs": logprobs, "finish_reason": finish_reason}
+
+    def _logprobs(self, entries: Iterable[TokenLogprobs]) -> Json | None:
+        if not self._wanted:
+            return None
+        content = [
+            {
+                **self._token(entry.token_id, entry.logprob),
+                "top_logprobs": [self._token(token_id, logprob) for token_id, logprob in entry.top],
+            }
+            for entry in entries
+        ]
+        return {"content": content, "refusal": None}
+
+    def _token(self, token_id: int, logprob: float) -> Json:
+        raw = self._tokenizer.token_bytes(token_id)
+        return {"token": _spell(raw), "logprob": max(logprob, _LOWEST_LOGPROB), "bytes": list(raw)}
+
+
+class TextChoice:
+    """A continuation of a text.
+
+    Args:
+        index: its place among the choices.
+        tokenizer: to spell out tokens of log-probabilities.
+        logprobs: whether they were asked for.
+        echo: the prompt's text, if the continuation is to begin with it.
+    """
+
+    def __init__(self, index: int, tokenizer: TextTokenizer, *, logprobs: bool, echo: str = "") -> None:
+        self._index = index
+        self._tokenizer = tokenizer
+        self._wanted = logprobs
+        self._echo = echo
+        self._offset = 0  # characters that the tokens so far stand for
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+
+    def deltas(self, output: StepOutput) -> list[Json]:
+        text = self._echo + output.text
+        self._echo = ""
+        if not text and not output.logprobs and output.finish_reason is None:
+            return []
+        return [self._entry(text, output.logprobs, output.finish_reason)]
+
+    def whole(self, outputs: Sequence[StepOutput]) -> Json:
+        text = self._echo + "".join(output.text for output in outputs)
+        return self._entry(text, _logprobs_of(outputs), outputs[-1].finish_reason)
+
+    def _entry(self, text: str, entries: Iterable[TokenLogprobs], finish_reason: str | None) -> Json:
+        logprobs = self._logprobs(entries) if self._wanted else None
+        return {"index": self._index, "text": text, "logprobs": logprobs, "finish_reason": finish_reason}
+
+    def _logprobs(self, entries: Iterable[TokenLogprobs]) -> Json:
+        forms: Json = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
+        for entry in entries:
+            raw = self._tokenizer.token_bytes(entry.token_id)
+            likeliest: dict[str, float] = {}
+            for token_id, logprob in (*entry.top, (entry.token_id, entry.logprob)):
+                # Tokens that are pieces of characters may be spelled alike; the likeliest of them speaks.
+                likeliest.setdefault(_spell(self._tokenizer.token_bytes(token_id)), max(logprob, _LOWEST_LOGPROB))
+            forms["tokens"].append(_spell(raw))
+            forms["token_logprobs"].append(max(entry.logprob, _LOWEST_LOGPROB))
+            forms["top_logprobs"].append(likeliest)
+            forms["text_offset"].append(self._offset)
+            self._offset += len(self._decoder.decode(raw))
+        return forms
+
+
+def _logprobs_of(outputs: Sequence[StepOutput]) -> Iterable[TokenLogprobs]:
+    return (entry for output in outputs for entry in output.logprobs)
+
+
+def _spell(raw: bytes) -> str:
+    return raw.decode("utf-8", errors="replace")

@@ -1,0 +1,69 @@
+"""JSON as RFC 8259 means it: what Python's parser lets through beyond that is refused, and so is what has two readings."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections import Counter
+from typing import Any
+
+from bento_kv.errors import RequestError
+
+_SURROGATE_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")
+
+
+def loads(body: bytes) -> Any:
+    """The document in `body`.
+
+    Raises:
+        RequestError: not UTF-8, not JSON, `NaN` or `Infinity`, a number beyond a float, a key that comes twice in an
+            object, half of a surrogate pair, or nesting too deep to read.
+    """
+    if not body.strip():
+        raise RequestError("The request body is empty; a JSON object is expected.", code="invalid_json")
+    try:
+        text = body.decode("utf-8")
+        document = json.loads(text, object_pairs_hook=_object, parse_float=_float, parse_constant=_constant)
+        if _SURROGATE_ESCAPE.search(text):
+            json.dumps(document, ensure_ascii=False).encode("utf-8")
+    except UnicodeError as error:
+        raise RequestError("The request body is not valid Unicode text in UTF-8.", code="invalid_json") from error
+    except RecursionError as error:
+        raise RequestError("The request body is nested too deeply.", code="invalid_json") from error
+    except ValueError as error:
+        raise RequestError(f"The request body is not valid JSON: {error}.", code="invalid_json") from error
+    return document
+
+
+def dumps(document: Any) -> str:
+    """`document` on one line, characters as they are.
+
+    Raises:
+        ValueError: it holds a NaN or an infinity.
+    """
+    return json.dumps(document, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+
+
+def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        twice = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
+        raise ValueError(f"the key {shorten(twice)!r} comes twice in one object")
+    return fields
+
+
+def _float(digits: str) -> float:
+    number = float(digits)
+    if math.isinf(number):
+        raise ValueError(f"the number {shorten(digits)} is too large")
+    return number
+
+
+def _constant(name: str) -> Any:
+    raise ValueError(f"{name} is not a JSON number")
+
+
+def shorten(text: str, limit: int = 60) -> str:
+    """`text`, or its beginning: an error message is no place for a megabyte of somebody's input."""
+    return text if len(text) <= limit else text[: limit - 1] + "…"

@@ -1,0 +1,224 @@
+"""Generation over HTTP: choices of one answer run together in the engine, sent as a whole or event by event."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+import uuid
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from bento_kv.engine.request import StepOutput
+from bento_kv.engine.stream import TokenStream, open_stream
+from bento_kv.errors import RequestError
+from bento_kv.server import jsontext
+from bento_kv.server.backend import Backend
+from bento_kv.server.choices import ChatChoice, Choice, TextChoice
+from bento_kv.server.exchange import Exchange
+from bento_kv.server.problems import internal, unavailable
+from bento_kv.server.prompts import EncodedPrompt
+from bento_kv.server.protocol import ChatRequest, CompletionRequest
+from bento_kv.server.sampling import sampling_params
+
+_LOG = logging.getLogger(__name__)
+
+Events = AsyncIterator[tuple[int, StepOutput]]
+
+
+@dataclass(frozen=True, slots=True)
+class Envelope:
+    """What an answer and all its chunks have in common.
+
+    Attributes:
+        id: of the answer.
+        object, chunk_object: OpenAI's name for the answer and for a chunk of it.
+        model: the model that answers.
+        fingerprint: changes when the served files do; None if the proof does not name them.
+        created: Unix seconds.
+    """
+
+    id: str
+    object: str
+    chunk_object: str
+    model: str
+    fingerprint: str | None
+    created: int = field(default_factory=lambda: int(time.time()))
+
+    @classmethod
+    def of(cls, request: ChatRequest | CompletionRequest, backend: Backend) -> Envelope:
+        unique = uuid.uuid4().hex
+        digest = backend.verification.get("manifest_sha256")
+        fingerprint = f"bkv-{digest[:12]}" if digest else None
+        if isinstance(request, ChatRequest):
+            objects = ("chat.completion", "chat.completion.chunk")
+            return cls(f"chatcmpl-{unique}", *objects, backend.model_id, fingerprint)
+        return cls(f"cmpl-{unique}", "text_completion", "text_completion", backend.model_id, fingerprint)
+
+    def around(self, choices: list[dict[str, Any]], *, chunk: bool = False, **rest: Any) -> dict[str, Any]:
+        """The document with these choices."""
+        return {
+            "id": self.id,
+            "object": self.chunk_object if chunk else self.object,
+            "created": self.created,
+            "model": self.model,
+            "system_fingerprint": self.fingerprint,
+            "choices": choices,
+            **rest,
+        }
+
+
+class Usage:
+    """Token counts of an answer. A prompt counts once, however many choices continue it."""
+
+    def __init__(self, prompts: Sequence[EncodedPrompt]) -> None:
+        self._prompt = sum(len(prompt.ids) for prompt in prompts)
+        self._completion = 0
+
+    def add(self, output: StepOutput) -> None:
+        self._completion += len(output.token_ids)
+
+    def document(self) -> dict[str, int]:
+        total = self._prompt + self._completion
+        return {"prompt_tokens": self._prompt, "completion_tokens": self._completion, "total_tokens": total}
+
+
+async def answer(
+    exchange: Exchange, backend: Backend, request: ChatRequest | CompletionRequest, prompts: Sequence[EncodedPrompt]
+) -> None:
+    """Generate all choices and send them. The head of the answer goes out only once the engine has accepted them all.
+
+    Raises:
+        RequestError, QueueFullError, EngineClosedError: as `Engine.submit`.
+        Problem: the engine failed or shut down before the end.
+    """
+    envelope = Envelope.of(request, backend)
+    streams = _streams(backend, request, prompts, envelope.id)
+    choices = _choices(backend, request, prompts)
+    usage = Usage(prompts)
+    try:
+        async with _merged(streams) as events:
+            if request.stream:
+                await _send_stream(exchange, request, envelope, choices, usage, events)
+            else:
+                await _send_whole(exchange, envelope, choices, usage, events)
+    except RequestError as error:
+        error.param = _name_in(request, error.param)
+        raise
+
+
+async def _send_whole(
+    exchange: Exchange, envelope: Envelope, choices: Sequence[Choice], usage: Usage, events: Events
+) -> None:
+    outputs: list[list[StepOutput]] = [[] for _ in choices]
+    async for index, output in events:
+        _check(output, exchange)
+        usage.add(output)
+        outputs[index].append(output)
+    whole = [choice.whole(own) for choice, own in zip(choices, outputs, strict=True)]
+    await exchange.send_json(envelope.around(whole, usage=usage.document()))
+
+
+async def _send_stream(
+    exchange: Exchange,
+    request: ChatRequest | CompletionRequest,
+    envelope: Envelope,
+    choices: Sequence[Choice],
+    usage: Usage,
+    events: Events,
+) -> None:
+    no_usage_yet = {"usage": None} if request.include_usage else {}
+    await exchange.start_events()
+    async for index, output in events:
+        _check(output, exchange)
+        usage.add(output)
+        deltas = choices[index].deltas(output)
+        if deltas:
+            chunks = (envelope.around([delta], chunk=True, **no_usage_yet) for delta in deltas)
+            await exchange.send_events(*map(jsontext.dumps, chunks))
+    if request.include_usage:
+        await exchange.send_events(jsontext.dumps(envelope.around([], chunk=True, usage=usage.document())))
+    await exchange.send_events("[DONE]")
+    await exchange.end_events()
+
+
+def _streams(
+    backend: Backend,
+    request: ChatRequest | CompletionRequest,
+    prompts: Sequence[EncodedPrompt],
+    answer_id: str,
+) -> list[TokenStream]:
+    """A stream for each choice, prompt by prompt."""
+    params = [sampling_params(request, backend.defaults, choice=number) for number in range(request.choices)]
+    pairs = [(prompt, choice) for prompt in prompts for choice in params]
+    return [
+        open_stream(backend.engine, prompt.ids, choice, f"{answer_id}-{index}")
+        for index, (prompt, choice) in enumerate(pairs)
+    ]
+
+
+def _choices(
+    backend: Backend, request: ChatRequest | CompletionRequest, prompts: Sequence[EncodedPrompt]
+) -> list[Choice]:
+    """A choice for each stream, in the same order."""
+    logprobs = request.likeliest is not None
+    owners = [prompt for prompt in prompts for _ in range(request.choices)]
+    if isinstance(request, ChatRequest):
+        return [ChatChoice(index, backend.tokenizer, logprobs=logprobs) for index in range(len(owners))]
+    return [
+        TextChoice(index, backend.tokenizer, logprobs=logprobs, echo=prompt.echo) for index, prompt in enumerate(owners)
+    ]
+
+
+@asynccontextmanager
+async def _merged(streams: Sequence[TokenStream]) -> AsyncIterator[Events]:
+    """Events of all streams as they come, each with its stream's number. Leaving aborts what has not finished."""
+    queue: asyncio.Queue[tuple[int, StepOutput | Exception]] = asyncio.Queue()
+    async with AsyncExitStack() as stack:
+        for stream in streams:
+            await stack.enter_async_context(stream)
+        pumps = [asyncio.create_task(_pump(number, stream, queue)) for number, stream in enumerate(streams)]
+        try:
+            yield _until_all_end(queue, len(streams))
+        finally:
+            for pump in pumps:
+                pump.cancel()
+            await asyncio.gather(*pumps, return_exceptions=True)
+
+
+async def _pump(number: int, stream: TokenStream, queue: asyncio.Queue[tuple[int, StepOutput | Exception]]) -> None:
+    try:
+        async for output in stream:
+            queue.put_nowait((number, output))
+    except Exception as error:  # noqa: BLE001 - whoever reads the queue raises it
+        queue.put_nowait((number, error))
+
+
+async def _until_all_end(queue: asyncio.Queue[tuple[int, StepOutput | Exception]], streams: int) -> Events:
+    while streams:
+        number, output = await queue.get()
+        if isinstance(output, Exception):
+            raise output
+        streams -= output.finish_reason is not None
+        yield number, output
+
+
+def _check(output: StepOutput, exchange: Exchange) -> None:
+    """Raise Problem if this is the end that no client asked for."""
+    if output.finish_reason == "error":
+        _LOG.error("request %s ends with an error: %s", exchange.id, output.error)
+        raise internal(exchange.id)
+    if output.finish_reason == "abort":
+        raise unavailable("The request was aborted: the server is shutting down.")
+
+
+def _name_in(request: ChatRequest | CompletionRequest, param: str | None) -> str | None:
+    """The engine's name of a field as the request's: a prompt is made of messages, and a limit has two names."""
+    if not isinstance(request, ChatRequest):
+        return param or "prompt"
+    names = {"prompt": "messages", None: "messages"}
+    if request.max_completion_tokens is not None:
+        names["max_tokens"] = "max_completion_tokens"
+    return names.get(param, param)
