@@ -81,6 +81,11 @@ class OnnxDecoderRunnable(Runnable):
         """Positions of the context, prompt and answer together."""
         return self.engine.max_length
 
+    @property
+    def vocab_size(self) -> int:
+        """Token ids are below it."""
+        return self.manifest.vocab_size
+
     @Runnable.method
     async def generate(self, prompt: Prompt, params: SamplingParams | None = None) -> AsyncGenerator[StepOutput, None]:
         """Answer token by token.

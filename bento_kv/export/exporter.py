@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, get_args
 
+import onnx
 import onnx_ir as ir
 
 from bento_kv import manifest as contract
@@ -57,8 +58,12 @@ def export(
     if precision not in get_args(contract.Precision):
         known = ", ".join(get_args(contract.Precision))
         raise ExportError(f"precision {precision!r} is not one of: {known}")
-    if opset < MIN_OPSET:
-        raise ExportError(f"opset {opset} is too old: the decoder's operators need at least {MIN_OPSET}")
+    newest = onnx.defs.onnx_opset_version()
+    if not MIN_OPSET <= opset <= newest:
+        raise ExportError(
+            f"opset {opset} is not between {MIN_OPSET}, which the decoder's operators need, and {newest}, which the "
+            "installed onnx knows"
+        )
     check_target(directory, force=force)
     progress(f"reading {source}")
     found = ModelSource.find(source)

@@ -75,11 +75,9 @@ def load_model(source: ModelSource, config: PreTrainedConfig) -> Any:
             local_files_only=True,
             output_loading_info=True,
         )
-    except ValueError as error:
-        if "attn_implementation" not in str(error):
-            raise SourceError(f"{source.id}: {_first_line(error)}") from error
-        raise UnsupportedArchitecture(_own_attention(config)) from error
-    except Exception as error:  # safetensors, pickle and torch each raise their own
+    except Exception as error:  # safetensors, pickle, torch and the model's own code each raise their own
+        if attention.SURVEY in str(error) or "attn_implementation" in str(error):
+            raise UnsupportedArchitecture(_own_attention(config.model_type)) from error
         raise SourceError(f"{source.id}: its weights cannot be read: {_first_line(error)}") from error
     missing = sorted(info["missing_keys"])
     if missing:
@@ -126,9 +124,7 @@ def survey(model: PreTrainedModel) -> Survey:
 
 def _geometry(name: str, layers: int, found: dict[int, attention.AttentionShape]) -> tuple[LayerGeometry, ...]:
     if not found:
-        raise UnsupportedArchitecture(
-            f"{name} has attention code of its own, outside transformers' attention interface"
-        )
+        raise UnsupportedArchitecture(_own_attention(name))
     other = sorted(set(range(layers)) - set(found))
     if other:
         raise UnsupportedArchitecture(
@@ -163,8 +159,8 @@ def _positions(config: PreTrainedConfig) -> int:
     return limit
 
 
-def _own_attention(config: PreTrainedConfig) -> str:
-    return f"{config.model_type} has attention code of its own, outside transformers' attention interface"
+def _own_attention(name: str) -> str:
+    return f"{name} has attention code of its own, outside transformers' attention interface"
 
 
 def _first_line(error: Exception) -> str:
