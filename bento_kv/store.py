@@ -73,7 +73,7 @@ def save_model(name: str, directory: str | Path) -> bentoml.Model:
             shutil.copytree(path, model.path, dirs_exist_ok=True)
     except (BentoMLException, ValueError) as error:
         raise SourceError(f"the model store does not take {name!r}: {error}") from error
-    return model
+    return get(model.tag)  # as it lies in the store; what was written to was a folder on the way there
 
 
 def get(tag: str | bentoml.Tag) -> bentoml.Model:
@@ -89,6 +89,15 @@ def get(tag: str | bentoml.Tag) -> bentoml.Model:
     if model.info.module != MODULE:
         raise SourceError(f"{model.tag} was saved by {model.info.module or 'something else'}, not by bento_kv")
     return model
+
+
+def versions(name: str) -> list[bentoml.Model]:
+    """All stored versions of a name, the newest first."""
+    try:
+        models = bentoml.models.list(name)
+    except NotFound:
+        return []
+    return sorted(models, key=lambda model: model.creation_time, reverse=True)
 
 
 def load_model(tag: str | bentoml.Tag | bentoml.Model, **options: Any) -> Any:
@@ -185,7 +194,7 @@ class VerifiedDecoder(BentoModel):  # type: ignore[misc] # BentoML loads it lazi
 
     def _stored(self, wanted: Callable[[Mapping[str, Any]], bool]) -> bentoml.Model | None:
         """The newest stored decoder of our name that was made as asked; a damaged one is refused, not replaced."""
-        for model in bentoml.models.list(self.tag.name):
+        for model in versions(self.tag.name):
             if model.info.module != MODULE or not wanted(model.info.metadata):
                 continue
             try:

@@ -1,4 +1,8 @@
-"""Text to token ids and back, as the served model's own tokenizer does it. Never torch."""
+"""Text to token ids and back, as the model's own tokenizer does it, without transformers.
+
+The export writes `tokenizer.json` with transformers, and the proof compares the two. Serving needs the Rust tokenizer
+alone: transformers would import torch wherever it is installed.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import tokenizers
+
+from bento_kv.chat_template import ChatTemplate
 from bento_kv.errors import ManifestError, RequestError
 
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
@@ -16,60 +23,49 @@ _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 class Tokenizer:
     """The tokenizer of a decoder directory. Its methods may be called from any thread.
 
-    transformers loads it and renders chat templates; encoding and decoding go straight to the Rust tokenizer, which
-    keeps no state between calls, where transformers' own calls set truncation on a shared object.
-
     Args:
-        directory: holds `tokenizer.json` and `tokenizer_config.json`, and a chat template if the model has one.
+        directory: holds `tokenizer.json` and `tokenizer_config.json`, and `chat_template.jinja` if the model chats.
 
     Raises:
         ManifestError: they cannot be loaded.
     """
 
     def __init__(self, directory: Path) -> None:
-        from transformers import AutoTokenizer
-
         try:
-            tokenizer: Any = AutoTokenizer.from_pretrained(directory, local_files_only=True)
-        except Exception as error:  # transformers raises nearly anything here, from OSError to KeyError
+            text = (directory / "tokenizer.json").read_text(encoding="utf-8")
+            config = json.loads((directory / "tokenizer_config.json").read_text(encoding="utf-8"))
+            self._backend = tokenizers.Tokenizer.from_str(text)
+        except Exception as error:  # the Rust tokenizer raises plain Exception
             raise ManifestError(f"{directory}: its tokenizer cannot be loaded: {error}") from error
-        self._chat = tokenizer
-        self._backend: Any = tokenizer.backend_tokenizer
         self._backend.no_truncation()
         self._backend.no_padding()
-        self._special: dict[int, str] = {
-            token: text.content for token, text in self._backend.get_added_tokens_decoder().items()
-        }
-        self._byte_level = _byte_alphabet() if _uses_byte_level(self._backend.to_str()) else None
+        self._special = {token: added.content for token, added in self._backend.get_added_tokens_decoder().items()}
+        self._byte_level = _byte_alphabet() if _uses_byte_level(text) else None
+        self._template = _chat_template(directory, config)
 
     @property
     def has_chat_template(self) -> bool:
-        return bool(self._chat.chat_template)
+        return self._template is not None
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Token ids of a text, with what the model wants around it (a beginning-of-sequence token) unless told not to."""
-        ids: list[int] = self._backend.encode(text, add_special_tokens=add_special_tokens).ids
-        return ids
+        return self._backend.encode(text, add_special_tokens=add_special_tokens).ids
 
-    def encode_chat(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
-        """Token ids of the chat template's rendering, with the assistant's turn opened.
+    def render_chat(self, messages: Sequence[Mapping[str, Any]]) -> str:
+        """The chat template's rendering, with the assistant's turn opened.
 
         Raises:
             RequestError: the model has no chat template, or the template refuses the messages.
         """
-        from jinja2 import TemplateError
-
-        if not self.has_chat_template:
+        if self._template is None:
             raise RequestError(
                 "this model has no chat template; use /v1/completions with a plain prompt", param="messages"
             )
-        try:
-            text = self._chat.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
-        except (TemplateError, TypeError, ValueError) as error:
-            raise RequestError(
-                f"the model's chat template refuses these messages: {error}", param="messages"
-            ) from error
-        return self.encode(text, add_special_tokens=False)
+        return self._template.render(messages)
+
+    def encode_chat(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
+        """Token ids of `render_chat`, which has the special tokens that the model wants; errors as there."""
+        return self.encode(self.render_chat(messages), add_special_tokens=False)
 
     def encode_prompt(self, prompt: str | Sequence[int] | Sequence[Mapping[str, Any]]) -> list[int]:
         """Token ids of whatever a prompt may be: ids, chat messages, or a text.
@@ -82,26 +78,37 @@ class Tokenizer:
                 if self.has_chat_template
                 else self.encode(prompt)
             )
-        if all(isinstance(item, Mapping) for item in prompt):
-            return self.encode_chat([item for item in prompt if isinstance(item, Mapping)])
-        return [item for item in prompt if isinstance(item, int)]
+        messages = [item for item in prompt if isinstance(item, Mapping)]
+        ids = [item for item in prompt if isinstance(item, int)]
+        if len(messages) != len(prompt) and len(ids) != len(prompt):
+            raise RequestError("a prompt is a text, a list of messages or a list of token ids", param="prompt")
+        return self.encode_chat(messages) if messages else ids
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """The text of token ids, spaces as they are; bytes that form no character become U+FFFD."""
-        text: str = self._backend.decode(list(ids), skip_special_tokens=skip_special_tokens)
-        return text
+        return self._backend.decode(list(ids), skip_special_tokens=skip_special_tokens)
 
     def token_bytes(self, token_id: int) -> bytes:
         """The bytes that one token stands for; they need not be whole characters."""
         if token_id in self._special:
             return self._special[token_id].encode()
-        token: str | None = self._backend.id_to_token(token_id)
+        token = self._backend.id_to_token(token_id)
         if token is None:
             return b""
         if self._byte_level is not None:
             return bytes(self._byte_level[symbol] for symbol in token if symbol in self._byte_level)
         byte = _BYTE_TOKEN.fullmatch(token)
         return bytes([int(byte[1], 16)]) if byte else token.replace("\u2581", " ").encode()
+
+
+def _chat_template(directory: Path, config: Mapping[str, Any]) -> ChatTemplate | None:
+    path = directory / "chat_template.jinja"
+    if not path.is_file():
+        return None
+    # A special token is its text, or a record that has it as `content`.
+    named = {name: value for name, value in config.items() if name.endswith("_token") and value is not None}
+    tokens = {name: value["content"] if isinstance(value, Mapping) else str(value) for name, value in named.items()}
+    return ChatTemplate(path.read_text(encoding="utf-8"), tokens)
 
 
 def _uses_byte_level(tokenizer_json: str) -> bool:

@@ -12,7 +12,9 @@ import onnx
 from bento_kv.manifest import MANIFEST_FILE, MODEL_FILE, hash_files
 
 
-def change_graph(directory: Path, change: Callable[[onnx.ModelProto], None], *, manifest: dict[str, Any] | None) -> None:
+def change_graph(
+    directory: Path, change: Callable[[onnx.ModelProto], None], *, manifest: dict[str, Any] | None
+) -> None:
     """Change the graph. With `manifest` the manifest is brought in line, as if the fault had been exported.
 
     Args:

@@ -20,7 +20,7 @@ def load_tokenizer(source: ModelSource) -> Any:
         ExportError: there is none, or it exists only in Python.
     """
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source.path, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(source.path)
     except Exception as error:  # transformers raises nearly anything here, from OSError to KeyError
         raise ExportError(
             f"{source.id}: no tokenizer could be loaded from {source.path} ({_first_line(error)}). "

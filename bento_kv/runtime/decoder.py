@@ -82,17 +82,45 @@ class OnnxDecoder:
             DecoderError: the plan does not fit the cache, or the runtime failed.
         """
         self._check(plan)
-        first = min(row.slot for row in plan.rows)
-        last = max(row.slot for row in plan.rows) + 1
+        runs = self._runs(plan.rows)
+        if len(runs) == 1:
+            return self._run(plan.rows)
+        by_slot: dict[int, NDArray[np.float32]] = {}
+        for rows in runs:
+            ends = np.cumsum([row.logits for row in rows])[:-1]
+            by_slot.update(zip((row.slot for row in rows), np.split(self._run(rows), ends), strict=True))
+        return np.concatenate([by_slot[row.slot] for row in plan.rows])
+
+    def _runs(self, rows: Sequence[StepRow]) -> list[list[StepRow]]:
+        """The plan's rows, in one run of the graph if possible.
+
+        The operator pads every row to the widest one and wants the padding to fit behind the row's past, though it
+        writes nothing there: a row near its slot's end cannot be in one run with a much wider one.
+        """
+        runs: list[list[StepRow]] = []
+        for row in sorted(rows, key=lambda row: len(row.tokens), reverse=True):
+            for run in runs:
+                if row.start + max(len(run[0].tokens), self._queries) <= self.cache.capacity:
+                    run.append(row)
+                    break
+            else:
+                runs.append([row])
+        return runs
+
+    def _run(self, rows: Sequence[StepRow]) -> NDArray[np.float32]:
+        """One run of the graph: logits `[sum(row.logits for row in rows), vocab_size]`, in the order of the rows."""
+        first = min(row.slot for row in rows)
+        last = max(row.slot for row in rows) + 1
         binding = self._binding(first, last)
-        for name, array in self._feeds(plan, first, last).items():
+        feeds = self._feeds(rows, first, last)  # named, because a binding borrows the arrays' memory
+        for name, array in feeds.items():
             binding.bind_cpu_input(name, array)
         binding.bind_output("logits", "cpu")
         try:
             self._session.run_with_iobinding(binding)
         except Exception as error:  # onnxruntime's exceptions share no base class of their own
             raise DecoderError(f"the runtime failed in a step: {str(error).strip().splitlines()[0]}") from error
-        for row in plan.rows:
+        for row in rows:
             self._written[row.slot] = max(self._written[row.slot], row.start + len(row.tokens))
         # Outputs come in the order of binding: the cache's were bound first, the logits last.
         logits: NDArray[np.float32] = binding.get_outputs()[-1].numpy()
@@ -106,20 +134,19 @@ class OnnxDecoder:
             self._bindings[first, last] = binding
         return self._bindings[first, last]
 
-    def _feeds(self, plan: StepPlan, first: int, last: int) -> dict[str, NDArray[np.generic]]:
+    def _feeds(self, rows: Sequence[StepRow], first: int, last: int) -> dict[str, NDArray[np.generic]]:
         """The graph's inputs but the cache: tokens packed, and where each stands in `[rows, width]`."""
-        rows = last - first
-        tokens = sum(len(row.tokens) for row in plan.rows)
-        width = max(self._queries, *(len(row.tokens) for row in plan.rows))
+        tokens = sum(len(row.tokens) for row in rows)
+        width = max(self._queries, *(len(row.tokens) for row in rows))
         ids = np.empty(tokens, np.int64)
         positions = np.empty(tokens, np.int64)
         scatter = np.empty(tokens, np.int64)
-        gather = np.zeros((rows, width), np.int64)  # cells beyond a row's tokens are padding: any token does
-        queries = np.zeros(rows, np.int32)  # 0 marks a slot that sits this step out
-        lengths = np.zeros(rows, np.int32)
+        gather = np.zeros((last - first, width), np.int64)  # cells beyond a row's tokens are padding: any token does
+        queries = np.zeros(last - first, np.int32)  # 0 marks a slot that sits this step out
+        lengths = np.zeros(last - first, np.int32)
         wanted: list[NDArray[np.int64]] = []
         at = 0
-        for row in plan.rows:
+        for row in rows:
             n, r = len(row.tokens), row.slot - first
             ids[at : at + n] = row.tokens
             positions[at : at + n] = np.arange(row.start, row.start + n)

@@ -38,10 +38,18 @@ def replay_golden(decoder: OnnxDecoder, record: Verification) -> float:
     Raises:
         VerificationError: it is above the record's limit; the message names the runtime, the processor, the position.
     """
+    fitting = [
+        (number, golden)
+        for number, golden in enumerate(record.golden)
+        if len(golden.prompt) + len(golden.steps) <= decoder.max_length
+    ]
+    if not fitting:
+        raise VerificationError(
+            f"none of the golden prompts fits in {decoder.max_length} positions, so nothing can be checked; "
+            "make slots longer"
+        )
     worst = 0.0
-    for number, golden in enumerate(record.golden):
-        if len(golden.prompt) + len(golden.steps) > decoder.max_length:
-            continue  # a slot was made shorter than the proof's; the prompts that fit are checked
+    for number, golden in fitting:
         chunk, start = list(golden.prompt), 0
         for position, step in enumerate(golden.steps):
             logits = decoder.step(StepPlan([StepRow(0, chunk, start)]))[0]

@@ -16,7 +16,7 @@ from bento_kv.verify.checks import FP32_LIMIT, Worst, at_most, scaled_error
 LayerArrays = list[tuple[NDArray[np.float32], NDArray[np.float32]]]
 
 
-class Reference(Protocol):
+class NumericReference(Protocol):
     """The model that the decoder was made from."""
 
     def logits(self, ids: Sequence[int]) -> NDArray[np.float32]:
@@ -28,7 +28,7 @@ class Reference(Protocol):
         ...
 
 
-def check_numbers(decoder: OnnxDecoder, reference: Reference, ids: Sequence[int]) -> list[Check]:
+def check_numbers(decoder: OnnxDecoder, reference: NumericReference, ids: Sequence[int]) -> list[Check]:
     """Prefill, what it left in the cache, and teacher-forced decoding, all on one sequence in slot 0.
 
     Args:
@@ -67,7 +67,7 @@ def _check_cache(got: LayerArrays, expected: LayerArrays) -> Check:
     return at_most("step0-cache", worst.error, FP32_LIMIT, worst.describe(text))
 
 
-def check_ragged(decoder: OnnxDecoder, reference: Reference, rows: Sequence[Sequence[int]]) -> Check:
+def check_ragged(decoder: OnnxDecoder, reference: NumericReference, rows: Sequence[Sequence[int]]) -> Check:
     """Prompts of different lengths in one step, then decode steps in which some rows sit out."""
     expected = [reference.logits(ids) for ids in rows]
     done = [max(1, len(ids) // 2) for ids in rows]
@@ -91,7 +91,9 @@ def check_ragged(decoder: OnnxDecoder, reference: Reference, rows: Sequence[Sequ
     return at_most("ragged-rows", worst.error, FP32_LIMIT, worst.describe(text))
 
 
-def check_greedy(decoder: OnnxDecoder, reference: Reference, prompts: Sequence[Sequence[int]], steps: int) -> Check:
+def check_greedy(
+    decoder: OnnxDecoder, reference: NumericReference, prompts: Sequence[Sequence[int]], steps: int
+) -> Check:
     """Free-running greedy decoding: every token must be the reference's, or tie with it.
 
     A token counts as wrong if the reference, given the same text, prefers another by more than rounding.

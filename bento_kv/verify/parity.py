@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
+from jinja2 import TemplateError
 from numpy.typing import NDArray
-from transformers import AutoModelForCausalLM, DynamicCache
+from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
 from bento_kv.errors import SourceError, VerificationError
 from bento_kv.manifest import Manifest
@@ -42,6 +43,7 @@ class TorchReference:
         except Exception as error:  # safetensors, pickle and torch each raise their own
             raise SourceError(f"{source}: the reference cannot be loaded: {error}") from error
         self._model = model.eval()
+        self._tokenizer: Any = AutoTokenizer.from_pretrained(found.path)
 
     @torch.inference_mode()
     def logits(self, ids: Sequence[int]) -> NDArray[np.float32]:
@@ -56,3 +58,23 @@ class TorchReference:
         cache: Any = DynamicCache()
         self._model(input_ids=torch.tensor([list(ids)]), past_key_values=cache, use_cache=True, logits_to_keep=1)
         return [(layer.keys[0].numpy(), layer.values[0].numpy()) for layer in cache.layers]
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids as transformers gives them, special tokens around the text included."""
+        ids: list[int] = self._tokenizer(text)["input_ids"]
+        return ids
+
+    def render_chat(self, messages: Sequence[Mapping[str, str]]) -> str | None:
+        """The chat template's rendering, None if there is no template or it refuses the messages."""
+        if not self._tokenizer.chat_template:
+            return None
+        try:
+            text: str = self._tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
+        except TemplateError:
+            return None
+        return text
+
+    @property
+    def special_tokens(self) -> Sequence[str]:
+        tokens: list[str] = self._tokenizer.all_special_tokens
+        return tokens

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 
@@ -17,7 +18,8 @@ from bento_kv.runtime.decoder import OnnxDecoder
 from bento_kv.runtime.golden import record_golden
 from bento_kv.verify.contract import check_contract
 from bento_kv.verify.exactness import check_neighbours, check_reuse, check_splits
-from bento_kv.verify.numeric import Reference, check_greedy, check_numbers, check_ragged
+from bento_kv.verify.numeric import NumericReference, check_greedy, check_numbers, check_ragged
+from bento_kv.verify.text import TextReference, check_text
 
 PROBE_TOKENS = 300
 GREEDY_STEPS = 16
@@ -28,6 +30,10 @@ GOLDEN_LIMIT = 1e-3
 _PACKAGES = ("onnxruntime", "onnx", "torch", "transformers", "numpy")
 
 Progress = Callable[[str], None]
+
+
+class Reference(NumericReference, TextReference, Protocol):
+    """The model that the decoder was made from, as transformers has it."""
 
 
 def prove(
@@ -64,12 +70,15 @@ def prove(
         probes = Probes(manifest)
         try:
             model = reference(manifest)
+            progress("tokenizer and chat template")
+            export += check_text(directory, model)
             for exact in ("full", "batch"):
                 decoder = _open(directory, exact, threads)
                 for layer, check in _numeric(decoder, model, probes):
                     progress(check.id)
                     (export if layer == "export" else loop).append(check)
-            golden = tuple(record_golden(decoder, prompt, GOLDEN_STEPS) for prompt in probes.prompts)
+            if all(check.passed for check in [*export, *loop]):
+                golden = tuple(record_golden(decoder, prompt, GOLDEN_STEPS) for prompt in probes.prompts)
         except DecoderError as error:
             export.append(Check(id="runs", passed=False, measured=None, limit=None, explain=str(error)))
     record = Verification(
@@ -107,7 +116,7 @@ def _open(directory: Path, exact: str, threads: int | None) -> OnnxDecoder:
     return OnnxDecoder(directory, slots=SLOTS, exact=mode, threads=threads)
 
 
-def _numeric(decoder: OnnxDecoder, model: Reference, probes: Probes) -> Iterator[tuple[str, Check]]:
+def _numeric(decoder: OnnxDecoder, model: NumericReference, probes: Probes) -> Iterator[tuple[str, Check]]:
     """The checks of one mode, in the order in which they say most about a fault."""
     if decoder.exact == "batch":
         for check in check_numbers(decoder, model, probes.sequence):

@@ -111,14 +111,12 @@ def test_a_directory_without_a_tokenizer(tmp_path: Path) -> None:
         export(str(source), tmp_path / "decoder")
 
 
-def test_a_full_disk_leaves_nothing_behind(
-    tiny_source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_disk_leaves_nothing_behind(tiny_source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object, **__: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr(exporter.ir, "save", fail)
-    with pytest.raises(ExportError, match="disk .* is full"):
+    with pytest.raises(ExportError, match=r"disk .* is full"):
         export(str(tiny_source), tmp_path / "decoder")
     assert list(tmp_path.iterdir()) == []
 

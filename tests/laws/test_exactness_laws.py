@@ -1,0 +1,72 @@
+"""Laws 1 and 2 on real decoders: what is computed does not depend on how it is cut into steps, nor on the neighbours."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from bento_kv.plan import Exactness, StepPlan, StepRow
+from bento_kv.runtime.decoder import OnnxDecoder
+from bento_kv.verify.exactness import check_neighbours, check_splits
+
+TOKENS = 300
+
+
+def _decoder(directory: Path, exact: Exactness, threads: int) -> OnnxDecoder:
+    return OnnxDecoder(directory, slots=9, exact=exact, threads=threads)
+
+
+def _ids(decoder: OnnxDecoder) -> list[int]:
+    ids: list[int] = np.random.default_rng(7).integers(0, decoder.vocab_size, TOKENS).tolist()
+    return ids
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_law_1_cached_equals_uncached_bit_for_bit_in_mode_full(demo_decoder: Path, threads: int) -> None:
+    decoder = _decoder(demo_decoder, "full", threads)
+    check = check_splits(decoder, _ids(decoder))
+    assert check.measured == 0.0, check.explain
+
+
+def test_law_1_cached_equals_uncached_within_rounding_in_mode_batch(demo_decoder: Path) -> None:
+    decoder = _decoder(demo_decoder, "batch", 2)
+    check = check_splits(decoder, _ids(decoder))
+    assert check.measured is not None
+    assert check.measured < 1e-5, check.explain
+
+
+@pytest.mark.parametrize("exact", ["batch", "full"])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_law_2_alone_equals_together_bit_for_bit(demo_decoder: Path, exact: Exactness, threads: int) -> None:
+    decoder = _decoder(demo_decoder, exact, threads)
+    check = check_neighbours(decoder, _ids(decoder))
+    assert check.measured == 0.0, check.explain
+
+
+def test_threads_do_not_change_a_bit(demo_decoder: Path) -> None:
+    one, two = _decoder(demo_decoder, "full", 1), _decoder(demo_decoder, "full", 2)
+    plan = StepPlan([StepRow(0, _ids(one), 0, TOKENS)])
+    assert np.array_equal(one.step(plan), two.step(plan))
+
+
+def test_the_checks_of_both_laws_can_fail(demo_decoder: Path) -> None:
+    """Mode `batch` asked for the equality that only mode `full` keeps; and a cache that a neighbour writes into."""
+    decoder = _decoder(demo_decoder, "batch", 2)
+    ids = _ids(decoder)
+    decoder.exact = "full"  # the label alone, so that equality is asked for; rows still have one query
+    assert not check_splits(decoder, ids).passed
+
+    decoder = _decoder(demo_decoder, "batch", 2)
+    right = decoder.step
+
+    def leaking(plan: StepPlan) -> np.ndarray:
+        logits = right(plan)
+        if len(plan.rows) > 1:
+            key, _ = decoder.cache._buffers[0]
+            key[plan.rows[0].slot, 0, 0, 0] += 1e-3
+        return logits
+
+    decoder.step = leaking  # type: ignore[method-assign]
+    assert not check_neighbours(decoder, ids).passed

@@ -1,0 +1,64 @@
+"""Threads and providers of a session."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import onnxruntime as ort
+import pytest
+
+from bento_kv.errors import BentoKVError, DecoderError, IntegrityError
+from bento_kv.runtime.session import available_cpus, cgroup_quota, open_session
+
+
+@pytest.mark.parametrize(
+    ("files", "quota"),
+    [
+        ({"cpu.max": "200000 100000\n"}, 2.0),
+        ({"cpu.max": "50000 100000\n"}, 0.5),
+        ({"cpu.max": "max 100000\n"}, None),
+        ({"cpu/cpu.cfs_quota_us": "300000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 3.0),
+        ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, None),
+        ({"cpu.max": "nonsense"}, None),
+        ({}, None),
+    ],
+)
+def test_quota_of_a_cgroup(files: dict[str, str], quota: float | None, tmp_path: Path) -> None:
+    for name, content in files.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(content)
+    assert cgroup_quota(tmp_path) == quota
+
+
+def test_there_is_at_least_one_cpu() -> None:
+    assert available_cpus() >= 1
+
+
+def test_a_session_has_the_threads_asked_for_and_rests_between_runs(tiny_decoder: Path) -> None:
+    options = open_session(tiny_decoder / "model.onnx", threads=1).get_session_options()
+    assert options.intra_op_num_threads == 1
+    assert options.get_session_config_entry("session.force_spinning_stop") == "1"
+
+
+def test_a_provider_that_is_not_installed(tiny_decoder: Path) -> None:
+    with pytest.raises(DecoderError, match="NoSuchProvider is not in the installed onnxruntime"):
+        open_session(tiny_decoder / "model.onnx", providers=["NoSuchProvider"])
+
+
+def test_missing_weights_are_named(tiny_decoder: Path) -> None:
+    (tiny_decoder / "model.onnx.data").unlink()
+    with pytest.raises(IntegrityError, match="weights file is missing"):
+        open_session(tiny_decoder / "model.onnx")
+
+
+def test_weights_that_are_cut_off_are_refused(tiny_decoder: Path) -> None:
+    data = tiny_decoder / "model.onnx.data"
+    data.write_bytes(data.read_bytes()[:100_000])
+    with pytest.raises(BentoKVError):
+        open_session(tiny_decoder / "model.onnx")
+
+
+def test_a_file_that_is_no_graph(tmp_path: Path) -> None:
+    (tmp_path / "model.onnx").write_bytes(b"not a graph")
+    with pytest.raises(DecoderError, match=f"onnxruntime {ort.__version__} does not load"):
+        open_session(tmp_path / "model.onnx")

@@ -1,0 +1,140 @@
+"""Faults in what a graph computes, its contract being kept: the proof fails, and names the right check."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from numpy.typing import NDArray
+from onnx import numpy_helper
+
+from bento_kv.errors import VerificationError
+from bento_kv.manifest import Manifest, Verification, sha256
+from bento_kv.verify.parity import TorchReference
+from bento_kv.verify.proof import prove
+from bento_kv.verify.report import render
+from tests.damage import attention_nodes, change_graph, flip_weight_byte, set_attribute
+from tests.zoo import save_model
+
+
+def _prove(directory: Path, source: Path) -> Verification:
+    return prove(directory, lambda manifest: TorchReference(str(source), manifest))
+
+
+def _failed(record: Verification) -> set[str]:
+    return {check.id for layer in (record.export, record.loop) for check in layer.checks if not check.passed}
+
+
+def test_the_record_is_bound_and_complete(tiny_source: Path, tiny_decoder: Path) -> None:
+    record = _prove(tiny_decoder, tiny_source)
+    assert record == Verification.read(tiny_decoder)
+    assert record.passed
+    assert record.manifest_sha256 == sha256(tiny_decoder / "manifest.json")
+    assert record.machine["processor"]
+    assert record.versions["onnxruntime"]
+    checks = {check.id: check for layer in (record.export, record.loop) for check in layer.checks}
+    for exact in ("cached-equals-uncached-full", "alone-equals-together-full", "alone-equals-together-batch"):
+        assert (checks[exact].measured, checks[exact].limit) == (0.0, 0.0)
+    assert 0 < (checks["prefill-logits"].measured or 0) < 1e-5
+    assert all(len(prompt.steps) == 8 and len(prompt.steps[0].top) == 5 for prompt in record.golden)
+    assert "Proof passed" in render(record)
+
+
+def _scale(model: onnx.ModelProto) -> None:
+    set_attribute(attention_nodes(model)[1], "scale", 0.2)
+
+
+def _window(model: onnx.ModelProto) -> None:
+    set_attribute(attention_nodes(model)[0], "local_window_size", 60)
+
+
+def _swap_layers(model: onnx.ModelProto) -> None:
+    """Layer 0 reads and writes the cache of layer 1 and the other way round."""
+    first, second = attention_nodes(model)
+    first.input[3], second.input[3] = second.input[3], first.input[3]
+    first.output[1], second.output[1] = second.output[1], first.output[1]
+
+
+def _stuck_positions(model: onnx.ModelProto) -> None:
+    """The rotary tables are read at position 0, whatever the step's positions are."""
+    zero = onnx.helper.make_node("Sub", ["position_ids", "position_ids"], ["no_positions"])
+    for node in model.graph.node:
+        if node.op_type == "Gather":
+            node.input[:] = ["no_positions" if name == "position_ids" else name for name in node.input]
+    model.graph.node.insert(0, zero)
+
+
+@pytest.mark.parametrize(
+    ("change", "checks"),
+    [
+        (_scale, {"prefill-logits", "decode-logits", "ragged-rows", "greedy-tokens"}),
+        (_window, {"prefill-logits", "decode-logits"}),
+        (_swap_layers, {"step0-cache"}),
+        (_stuck_positions, {"prefill-logits", "step0-cache"}),
+    ],
+)
+def test_a_fault_of_the_export_fails_the_proof(
+    change: Callable[[onnx.ModelProto], None], checks: set[str], tiny_source: Path, tiny_decoder: Path
+) -> None:
+    change_graph(tiny_decoder, change, manifest={})
+    record = _prove(tiny_decoder, tiny_source)
+    assert not record.passed
+    assert not record.export.passed
+    assert checks <= _failed(record), render(record)
+    assert Verification.read(tiny_decoder) == record
+
+
+def test_one_weight_that_is_off_fails_the_proof(tiny_source: Path, tiny_decoder: Path) -> None:
+    """The file is changed and its hash brought in line, as a converter would that loses precision in one tensor."""
+
+    def change(model: onnx.ModelProto) -> None:
+        weight = next(node.input[1] for node in reversed(model.graph.node) if node.op_type == "MatMul")
+        producer = {name: node for node in model.graph.node for name in node.output}
+        stored = producer[weight].input[0] if weight in producer else weight  # the embedding, transposed
+        tensor = next(t for t in model.graph.initializer if t.name == stored)
+        weights: NDArray[np.float32] = numpy_helper.to_array(tensor, base_dir=str(tiny_decoder)).copy()
+        weights.flat[7] += 0.05
+        tensor.CopyFrom(numpy_helper.from_array(weights, tensor.name))
+
+    change_graph(tiny_decoder, change, manifest={})
+    assert "prefill-logits" in _failed(_prove(tiny_decoder, tiny_source))
+
+
+def test_a_broken_contract_ends_the_proof_before_anything_runs(tiny_source: Path, tiny_decoder: Path) -> None:
+    flip_weight_byte(tiny_decoder)
+    record = _prove(tiny_decoder, tiny_source)
+    assert not record.passed
+    assert _failed(record) == {"file-hashes"}
+    assert record.loop.checks == ()
+    assert "not reached" in render(record)
+
+
+def test_a_graph_that_the_runtime_refuses_fails_the_proof(tiny_source: Path, tiny_decoder: Path) -> None:
+    def change(model: onnx.ModelProto) -> None:
+        attention_nodes(model)[0].op_type = "NoSuchAttention"
+
+    change_graph(tiny_decoder, change, manifest={})
+    record = _prove(tiny_decoder, tiny_source)
+    assert _failed(record) == {"runs"}
+
+
+def test_a_reference_with_other_weights_is_refused(tiny_decoder: Path, tmp_path: Path) -> None:
+    other = save_model(tmp_path / "other", "llama", seed=1)
+    with pytest.raises(VerificationError, match="other weights"):
+        TorchReference(str(other), Manifest.read(tiny_decoder))
+
+
+def test_the_record_is_json_without_nan(tiny_source: Path, tiny_decoder: Path) -> None:
+    """A decoder that computes NaN fails, and its record can be read by any JSON reader."""
+
+    def change(model: onnx.ModelProto) -> None:
+        set_attribute(attention_nodes(model)[1], "scale", float("nan"))
+
+    change_graph(tiny_decoder, change, manifest={})
+    record = _prove(tiny_decoder, tiny_source)
+    assert not record.passed
+    json.loads((tiny_decoder / "verification.json").read_text(), parse_constant=pytest.fail)
