@@ -6,7 +6,6 @@ Exit codes: 0 success; 1 the thing checked is not right; 2 it could not be done.
 from __future__ import annotations
 
 import json
-import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +15,7 @@ import click
 
 from bento_kv import __version__
 from bento_kv.errors import BentoKVError, IntegrityError, VerificationError
+from bento_kv.source import hide_progress_bars
 
 NOT_RIGHT = 1
 NOT_DONE = 2
@@ -45,11 +45,9 @@ class _Group(click.Group):
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(__version__, prog_name="bento-kv")
 @click.option("--debug", is_flag=True, help="Show tracebacks.")
-def main(debug: bool) -> None:
+def main(debug: bool) -> None:  # `debug` is read where errors are caught
     """Export, prove and serve language models from ONNX on BentoML."""
-    if not (debug or sys.stderr.isatty()):
-        # Libraries draw their progress bars wherever they are; a log file wants none.
-        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    hide_progress_bars()
 
 
 def _as_json(function: Callable[..., Any]) -> Callable[..., Any]:

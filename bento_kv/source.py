@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,6 +14,12 @@ from bento_kv.manifest import sha256
 DEMO = "demo"
 _WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 _WANTED = [*_WEIGHTS, "*.json", "*.jinja", "*.txt", "*.model"]
+
+
+def hide_progress_bars() -> None:
+    """Libraries draw progress bars wherever they are; a log file wants none. To be called before they are imported."""
+    if not sys.stderr.isatty():
+        os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 
 
 @dataclass(frozen=True, slots=True)

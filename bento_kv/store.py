@@ -17,6 +17,7 @@ from bentoml.models import BentoModel
 
 from bento_kv.errors import BentoKVError, IntegrityError, ManifestError, SourceError, VerificationError
 from bento_kv.manifest import MANIFEST_FILE, Manifest, Verification, sha256
+from bento_kv.source import ModelSource, hide_progress_bars
 
 MODULE = "bento_kv"
 
@@ -217,6 +218,7 @@ class VerifiedDecoder(BentoModel):  # type: ignore[misc] # BentoML loads it lazi
 
     def _make(self) -> bentoml.Model:
         """Export, prove, store: the build hook proper."""
+        hide_progress_bars()
         try:
             from bento_kv.export.exporter import export
             from bento_kv.verify.parity import TorchReference
@@ -248,8 +250,6 @@ def _local_weights(source: str) -> str | None:
     """Hash of the source's weights if they are on this machine; a hub is not asked."""
     if source != "demo" and not Path(source).expanduser().is_dir():
         return None
-    from bento_kv.source import ModelSource
-
     return ModelSource.find(source).weights_sha256()
 
 

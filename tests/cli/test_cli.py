@@ -1,0 +1,103 @@
+"""The command line as a user types it: what it prints, where, and the exit code."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.damage import flip_weight_byte
+
+PROGRAM = Path(sys.executable).parent / "bento-kv"
+
+
+def _run(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    command = [str(PROGRAM), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=600, env={**os.environ, **environment})
+
+
+def test_from_a_model_to_text(tiny_source: Path, tmp_path: Path) -> None:
+    decoder = tmp_path / "decoder"
+    exported = _run("export", tiny_source, "-o", decoder, "--json")
+    assert exported.returncode == 0, exported.stderr
+    assert json.loads(exported.stdout)["schema"] == "bento_kv.manifest/1"
+    assert exported.stderr == ""
+
+    refused = _run("save", decoder, "cli-tiny")
+    assert refused.returncode == 2
+    assert "`bento-kv verify` writes one" in refused.stderr
+
+    verified = _run("verify", decoder)
+    assert verified.returncode == 0, verified.stderr
+    assert "Export layer" in verified.stdout
+    assert "Proof passed" in verified.stdout
+    assert verified.stderr == ""
+
+    saved = _run("save", decoder, "cli-tiny", "--json")
+    assert json.loads(saved.stdout)["tag"].startswith("cli-tiny:")
+
+    answers = [
+        _run("generate", target, "Hello", "--max-tokens", "8", "--json", *options)
+        for target in (decoder, "cli-tiny")
+        for options in ((), ("--temperature", "1", "--seed", "3"), ("--temperature", "1", "--seed", "3"))
+    ]
+    texts = [json.loads(answer.stdout)["text"] for answer in answers]
+    assert texts[0] == texts[3]
+    assert texts[1] == texts[2] == texts[4] == texts[5]
+    streamed = _run("generate", decoder, "Hello", "--max-tokens", "8")
+    assert streamed.stdout == texts[0] + "\n"
+
+
+def test_a_proof_that_fails_is_exit_1(tiny_source: Path, tiny_decoder: Path) -> None:
+    flip_weight_byte(tiny_decoder)
+    verified = _run("verify", tiny_decoder, "--reference", tiny_source, "--json")
+    assert verified.returncode == 1
+    assert json.loads(verified.stdout)["passed"] is False
+    saved = _run("save", tiny_decoder, "cli-broken")
+    assert saved.returncode == 1
+    assert "was changed" in saved.stderr
+    generated = _run("generate", tiny_decoder, "Hello")
+    assert generated.returncode == 1
+    assert generated.stdout == ""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["export", "no-such-model", "-o", "{tmp}/d"], "'no-such-model' is not a model directory"),
+        (["export", "nobody/nothing", "-o", "{tmp}/d"], "the hub did not give it"),
+        (["export", "demo", "-o", "{tmp}/d", "--precision", "int3"], "int3"),
+        (["export", "demo", "-o", "{tmp}/d", "--max-length", "99999"], "between 2 and the model's 1024"),
+        (["export", "demo", "-o", "/proc/nowhere/d"], "cannot be written"),
+        (["export", "demo"], "Missing option"),
+        (["verify", "{tmp}"], "has no manifest.json"),
+        (["verify", "no-such-tag"], "the model store has no no-such-tag"),
+        (["verify", "./no/such/dir"], "is not a directory"),
+        (["save", "{tmp}/nothing", "name"], "does not exist"),
+        (["generate", "{tmp}", "Hi"], "has no manifest.json"),
+        (["generate", "demo-that-is-not-there", "Hi"], "the model store has no"),
+        (["frobnicate"], "No such command"),
+    ],
+)
+def test_what_cannot_be_done_is_exit_2_and_one_sentence(arguments: list[str], message: str, tmp_path: Path) -> None:
+    result = _run(*(argument.format(tmp=tmp_path) for argument in arguments))
+    assert result.returncode == 2
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
+    assert result.stdout == ""
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_debug_shows_the_traceback(tmp_path: Path) -> None:
+    assert "Traceback" in _run("--debug", "verify", tmp_path).stderr
+
+
+@pytest.mark.parametrize("command", ["", "export", "verify", "save", "generate"])
+def test_help(command: str) -> None:
+    result = _run(*([command] if command else []), "--help")
+    assert result.returncode == 0
+    assert "Usage:" in result.stdout

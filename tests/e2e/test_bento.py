@@ -1,0 +1,106 @@
+"""`bentoml build`: the bento answers in a fresh venv of its own requirements, and is not built without a proof."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+import openai
+import pytest
+import yaml
+
+from bento_kv.store import get
+from tests.damage import attention_nodes, change_graph, flip_weight_byte, set_attribute
+from tests.e2e.server import ROOT, serving
+from tests.zoo import save_model
+
+BENTOML = Path(sys.executable).parent / "bentoml"
+
+
+def _bentoml(*arguments: str, home: Path | None = None, program: Path = BENTOML) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, **({"BENTOML_HOME": str(home)} if home else {})}
+    command = [str(program), *arguments]
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
+
+
+def test_a_bento_answers_where_torch_is_not_installed(tmp_path: Path) -> None:
+    built = _bentoml("build", "--output", "tag")
+    assert built.returncode == 0, built.stdout + built.stderr
+    tag = built.stdout.strip().split("__tag__:")[-1]
+    bento = Path(_bentoml("get", tag, "--output", "path").stdout.strip())
+    record = yaml.safe_load((bento / "bento.yaml").read_text())
+    packed = record["services"][0]["models"][0]
+    assert packed["tag"].startswith("bento-kv-demo-fp32:")
+    assert packed["module"] == "bento_kv"
+    assert get(packed["tag"]).info.metadata["source"] == "demo"
+
+    exported = _bentoml("export", tag, str(tmp_path / "demo.bento"))
+    assert exported.returncode == 0, exported.stderr
+    venv.create(tmp_path / "venv", with_pip=True)
+    python = tmp_path / "venv" / "bin" / "python"
+    requirements = bento / "env" / "python" / "requirements.txt"
+    subprocess.run([python, "-m", "pip", "install", "-q", "-r", requirements], check=True, timeout=600)
+    installed = subprocess.run([python, "-m", "pip", "list"], check=True, capture_output=True, text=True).stdout
+    assert "onnxruntime" in installed
+    assert not {"torch", "transformers", "onnx"} & {line.split()[0] for line in installed.splitlines()}
+
+    home = tmp_path / "home"
+    home.mkdir()
+    program = tmp_path / "venv" / "bin" / "bentoml"
+    imported = _bentoml("import", str(tmp_path / "demo.bento"), home=home, program=program)
+    assert imported.returncode == 0, imported.stderr
+    environment = {"BENTOML_HOME": str(home)}
+    with serving(tag, log=tmp_path / "log", bentoml=program, environment=environment, directory=tmp_path) as server:
+        client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="unused")
+        reply = client.chat.completions.create(model="demo", messages=[{"role": "user", "content": "What is 17 + 25?"}])
+        assert "42" in (reply.choices[0].message.content or "")
+
+
+def test_a_bento_serves_the_decoder_it_was_built_with(tmp_path: Path) -> None:
+    """Not a newer one of the same name, and its arguments are those of the build."""
+    source = save_model(tmp_path / "pinned", "llama", seed=3)
+    built = _bentoml("build", "--output", "tag", "--arg", f"model={source}", "--arg", "slots=3")
+    assert built.returncode == 0, built.stdout + built.stderr
+    tag = built.stdout.strip().split("__tag__:")[-1]
+    packed = get("bento-kv-pinned-fp32")
+    save_model(source, "llama", seed=4)
+    assert _bentoml("build", "--arg", f"model={source}").returncode == 0
+    assert get("bento-kv-pinned-fp32").tag != packed.tag
+    with serving(tag, log=tmp_path / "log", directory=tmp_path) as server:
+        import httpx
+
+        proof = httpx.get(f"{server.url}/v1/verification").json()
+        assert proof["manifest_sha256"] == packed.info.metadata["manifest_sha256"]
+        assert httpx.get(f"{server.url}/v1/models").json()["data"][0]["id"] == "pinned"
+
+
+@pytest.mark.parametrize("damage", ["weight", "graph"])
+def test_a_damaged_decoder_fails_the_build_and_does_not_become_ready(damage: str, tmp_path: Path) -> None:
+    source = save_model(tmp_path / f"broken-{damage}", "llama")
+    arguments = ("--arg", f"model={source}")
+    built = _bentoml("build", "--output", "tag", *arguments)
+    assert built.returncode == 0, built.stdout + built.stderr
+    tag = built.stdout.strip().split("__tag__:")[-1]
+    stored = Path(get(f"bento-kv-broken-{damage}-fp32").path)
+    if damage == "weight":
+        flip_weight_byte(stored)
+    else:
+        change_graph(stored, lambda model: set_attribute(attention_nodes(model)[0], "scale", 0.3), manifest=None)
+
+    again = _bentoml("build", *arguments)
+    assert again.returncode != 0
+    assert "was changed after the export" in again.stdout + again.stderr
+    with (
+        pytest.raises(RuntimeError, match="was changed after the export"),
+        serving(tag, log=tmp_path / "log", directory=tmp_path),
+    ):
+        pass
+
+
+def test_a_model_that_cannot_be_exported_fails_the_build(tmp_path: Path) -> None:
+    built = _bentoml("build", "--arg", f"model={tmp_path / 'nothing'}")
+    assert built.returncode != 0
+    assert "is not a model directory" in built.stdout + built.stderr

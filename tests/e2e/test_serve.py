@@ -1,0 +1,180 @@
+"""`bentoml serve` on the demo model, as a user runs it, with a real openai client."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import openai
+import pytest
+
+from tests.e2e.server import Server, serving
+
+RECALL = "The code for the red door is 4821. The code for the blue door is 1177. What is the code for the red door?"
+SUM = "What is 17 + 25?"
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    log = tmp_path_factory.mktemp("serve") / "log"
+    with serving("service:LanguageModel", "--arg", "slots=8", "--arg", "max_queue=40", log=log) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def client(server: Server) -> openai.OpenAI:
+    return openai.OpenAI(base_url=f"{server.url}/v1", api_key="unused", max_retries=0)
+
+
+def _ask(client: openai.OpenAI, question: str) -> str:
+    reply = client.chat.completions.create(model="demo", messages=[{"role": "user", "content": question}])
+    assert reply.choices[0].finish_reason == "stop"
+    return reply.choices[0].message.content or ""
+
+
+def _ask_streaming(client: openai.OpenAI, question: str) -> str:
+    chunks = client.chat.completions.create(model="demo", messages=[{"role": "user", "content": question}], stream=True)
+    return "".join(chunk.choices[0].delta.content or "" for chunk in chunks)
+
+
+@pytest.mark.parametrize(("question", "answer"), [(RECALL, "4821"), (SUM, "42")])
+def test_right_answers_streaming_and_not(client: openai.OpenAI, question: str, answer: str) -> None:
+    assert answer in _ask(client, question)
+    assert _ask_streaming(client, question) == _ask(client, question)
+
+
+def test_a_conversation_of_several_turns(client: openai.OpenAI) -> None:
+    messages = [
+        {"role": "system", "content": "You are a helpful assistant."},
+        {"role": "user", "content": "The code for the garden gate is 5307."},
+        {"role": "assistant", "content": "Noted."},
+        {"role": "user", "content": "What is the code for the garden gate?"},
+    ]
+    reply = client.chat.completions.create(model="demo", messages=messages)  # type: ignore[arg-type]
+    assert "5307" in (reply.choices[0].message.content or "")
+
+
+def test_32_clients_get_what_one_alone_gets_bit_for_bit(client: openai.OpenAI) -> None:
+    def ask(number: int) -> tuple[str, tuple[tuple[str, float], ...]]:
+        names = ["red", "blue", "green", "black"]
+        facts = " ".join(f"The code for the {name} door is {1000 + 7 * i + number}." for i, name in enumerate(names))
+        question = f"{facts} What is the code for the {names[number % 4]} door?"
+        reply = client.chat.completions.create(
+            model="demo",
+            messages=[{"role": "user", "content": question}],
+            logprobs=True,
+            top_logprobs=5,
+        )
+        choice = reply.choices[0]
+        assert choice.logprobs is not None
+        assert choice.logprobs.content is not None
+        details = tuple((top.token, top.logprob) for token in choice.logprobs.content for top in token.top_logprobs)
+        return choice.message.content or "", details
+
+    alone = [ask(number) for number in range(32)]
+    with ThreadPoolExecutor(32) as pool:
+        together = list(pool.map(ask, range(32)))
+    assert together == alone
+
+
+def test_the_proof_is_served_and_counted(server: Server, client: openai.OpenAI) -> None:
+    proof = httpx.get(f"{server.url}/v1/verification").json()
+    assert proof["schema"] == "bento_kv.verification/1"
+    assert proof["passed"] is True
+    assert {check["id"] for check in proof["loop"]["checks"]} >= {"cached-equals-uncached-full", "greedy-tokens"}
+    _ask(client, SUM)
+    metrics = httpx.get(f"{server.url}/metrics").text
+    assert f'bento_kv_verification_info{{manifest="{proof["manifest_sha256"]}",passed="true"}} 1.0' in metrics
+    assert 'bento_kv_request_success_total{finished_reason="stop"}' in metrics
+
+
+def test_the_native_endpoint_streams_text(server: Server) -> None:
+    with httpx.stream("POST", f"{server.url}/generate", json={"prompt": SUM}, timeout=60) as response:
+        assert response.status_code == 200
+        assert "".join(response.iter_text()).strip() == "42"
+
+
+def test_the_worker_has_no_torch(server: Server) -> None:
+    workers = server.workers()
+    assert workers
+    for worker in workers:
+        assert "libtorch" not in Path(f"/proc/{worker}/maps").read_text()
+
+
+def test_errors_have_openais_form_behind_bentoml(server: Server) -> None:
+    for path, body, status in (
+        ("/v1/chat/completions", b"{", 400),
+        ("/v1/chat/completions", json.dumps({"model": "demo", "messages": []}).encode(), 400),
+        ("/v1/completions", json.dumps({"model": "demo", "prompt": "x" * 2000}).encode(), 400),
+        ("/v1/completions", b" " * 3_000_000, 413),
+        ("/v1/nothing", b"{}", 404),
+    ):
+        response = httpx.post(f"{server.url}{path}", content=body)
+        assert response.status_code == status, response.text
+        assert set(response.json()["error"]) == {"message", "type", "param", "code"}
+    too_long = httpx.post(f"{server.url}/v1/completions", json={"model": "demo", "prompt": "x" * 2000}).json()
+    assert "2000" in too_long["error"]["message"]
+    assert "1024" in too_long["error"]["message"]
+
+
+def test_more_than_slots_and_queue_get_429(server: Server) -> None:
+    """48 places; 80 long answers at once. Everyone gets an answer or is told when to come back."""
+    start = threading.Barrier(80)
+
+    def post(_: int) -> httpx.Response:
+        start.wait()
+        body = {"model": "demo", "prompt": "Count from 1 to 99.", "max_tokens": 200, "ignore_eos": True}
+        return httpx.post(f"{server.url}/v1/completions", json=body, timeout=300)
+
+    with ThreadPoolExecutor(80) as pool:
+        responses = list(pool.map(post, range(80)))
+    statuses = {response.status_code for response in responses}
+    assert statuses == {200, 429}
+    refused = [response for response in responses if response.status_code == 429]
+    assert all(int(response.headers["retry-after"]) >= 1 for response in refused)
+    answered = [response.json()["choices"][0]["text"] for response in responses if response.status_code == 200]
+    assert len(set(answered)) == 1
+
+
+def test_clients_that_vanish_free_their_slots(server: Server, client: openai.OpenAI) -> None:
+    body = {"model": "demo", "prompt": "Hello", "max_tokens": 900, "ignore_eos": True, "stream": True}
+    for _ in range(16):
+        with httpx.stream("POST", f"{server.url}/v1/completions", json=body, timeout=60) as response:
+            assert response.status_code == 200
+            next(response.iter_bytes())
+    assert "42" in _ask(client, SUM)
+    for _ in range(600):
+        if "bento_kv_num_requests_running 0.0" in httpx.get(f"{server.url}/metrics").text:
+            return
+        _ask(client, SUM)
+    pytest.fail("slots are still taken")
+
+
+def test_a_key_is_asked_for_when_one_is_set(tmp_path: Path) -> None:
+    environment = {"BENTO_KV_API_KEY": "secret"}
+    with serving("service:LanguageModel", log=tmp_path / "log", environment=environment) as server:
+        with pytest.raises(openai.AuthenticationError):
+            openai.OpenAI(base_url=f"{server.url}/v1", api_key="wrong").models.list()
+        models = openai.OpenAI(base_url=f"{server.url}/v1", api_key="secret").models.list()
+        assert [model.id for model in models] == ["demo"]
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("model=/no/such/model", "/no/such/model"),
+        ("exact=sometimes", "exact"),
+        ("speed=9", "speed"),
+        ("precision=int3", "int3"),
+    ],
+)
+def test_arguments_that_cannot_be_are_named(argument: str, message: str, tmp_path: Path) -> None:
+    with (
+        pytest.raises(RuntimeError, match=message),
+        serving("service:LanguageModel", "--arg", argument, log=tmp_path / "log"),
+    ):
+        pass
