@@ -40,6 +40,9 @@ def current_runnable() -> OnnxDecoderRunnable:
     return runnable
 
 
+decoder = VerifiedDecoder(arguments.model, precision=arguments.precision, max_length=arguments.max_length)
+
+
 @bentoml.asgi_app(openai_app(current_runnable, api_key=os.environ.get("BENTO_KV_API_KEY") or None))
 @bentoml.service(
     name="bento_kv",
@@ -48,7 +51,12 @@ def current_runnable() -> OnnxDecoderRunnable:
     workers=1,
 )
 class LanguageModel:
-    decoder = VerifiedDecoder(arguments.model, precision=arguments.precision, max_length=arguments.max_length)
+    decoder = decoder
+
+    @bentoml.on_deployment
+    @staticmethod
+    def check() -> None:
+        decoder.check()
 
     def __init__(self) -> None:
         config = EngineConfig(

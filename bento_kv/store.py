@@ -6,7 +6,8 @@ import logging
 import re
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,10 @@ MODULE = "bento_kv"
 
 # Below BentoML's own logger, so that `bentoml build` and `bentoml serve` show what takes its time.
 logger = logging.getLogger("bentoml.bento_kv")
+
+
+class RefusedDecoder(BentoKVError, BentoMLException):
+    """A `VerifiedDecoder` that cannot be had. BentoML's commands print its kind of error as a sentence."""
 
 
 def check_proof(directory: Path) -> tuple[Manifest, Verification]:
@@ -156,18 +161,37 @@ class VerifiedDecoder(BentoModel):  # type: ignore[misc] # BentoML loads it lazi
         self.__attrs_init__(tag=tag, source=source, precision=precision, max_length=max_length)  # type: ignore[call-arg] # the inherited field
 
     def to_info(self, alias: str | None = None) -> Any:
-        """What goes into `bento.yaml`: the exact version, under an alias that `resolve` finds inside the bento."""
+        """What goes into `bento.yaml`: the exact version, under an alias that `resolve` finds inside the bento.
+
+        Raises:
+            RefusedDecoder: it cannot be made, its proof fails, or the stored one is damaged.
+        """
         from bentoml._internal.bento.bento import BentoModelInfo
 
-        return BentoModelInfo.from_bento_model(self._stored_or_made(), alias or self._alias)
+        with _refusing():
+            return BentoModelInfo.from_bento_model(self._stored_or_made(), alias or self._alias)
 
     def resolve(self, base_path: Any = None, global_model_store: Any = None) -> bentoml.Model:
-        """The stored decoder; `base_path` is BentoML's, for copying models out of the store."""
-        model = self._packed() or self._stored_or_made()
+        """The stored decoder; `base_path` is BentoML's, for copying models out of the store.
+
+        Raises:
+            RefusedDecoder: as `to_info`.
+        """
+        with _refusing():
+            model = self._packed() or self._stored_or_made()
         if base_path is not None:
             copied: bentoml.Model = BentoModel(model.tag).resolve(base_path)
             return copied
         return model
+
+    def check(self) -> None:
+        """Insist on the proof once, before workers start: BentoML starts a worker that fails again and again.
+
+        Raises:
+            RefusedDecoder: the decoder is damaged or not proven.
+        """
+        with _refusing():
+            check_proof(Path(self.resolve().path))
 
     @property
     def _alias(self) -> str:
@@ -238,6 +262,16 @@ class VerifiedDecoder(BentoModel):  # type: ignore[misc] # BentoML loads it lazi
             model = save_model(str(self.tag), directory)
             logger.info("Proven in %s s, stored as %s.", record.seconds, model.tag)
             return model
+
+
+@contextmanager
+def _refusing() -> Iterator[None]:
+    try:
+        yield
+    except RefusedDecoder:
+        raise
+    except BentoKVError as error:
+        raise RefusedDecoder(str(error)) from error
 
 
 def store_name(source: str, precision: str, max_length: int | None) -> str:

@@ -10,8 +10,7 @@ import pytest
 
 import bento_kv
 from bento_kv import VerifiedDecoder
-from bento_kv.errors import BentoKVError, IntegrityError, SourceError, VerificationError
-from bento_kv.store import store_name, versions
+from bento_kv.store import RefusedDecoder, store_name, versions
 from tests.damage import flip_weight_byte
 from tests.zoo import save_model
 
@@ -44,8 +43,9 @@ def test_a_damaged_stored_decoder_is_refused_with_the_remedy(tmp_path: Path) -> 
     source = save_model(tmp_path / "damaged", "llama")
     stored = VerifiedDecoder(str(source)).resolve()
     flip_weight_byte(Path(stored.path))
-    for refused in (VerifiedDecoder(str(source)).to_info, VerifiedDecoder(str(source)).resolve):
-        with pytest.raises(IntegrityError, match=rf"was changed .*bentoml models delete {stored.tag}"):
+    reference = VerifiedDecoder(str(source))
+    for refused in (reference.to_info, reference.resolve, reference.check):
+        with pytest.raises(RefusedDecoder, match=rf"was changed .*bentoml models delete {stored.tag}"):
             refused()
 
 
@@ -60,7 +60,7 @@ def test_a_proof_that_fails_fails_the_build(tmp_path: Path, monkeypatch: pytest.
         return right(*args, scaling=0.2, **options)
 
     monkeypatch.setattr(attention, "packed_attention", wrong)
-    with pytest.raises(VerificationError, match="its proof failed: prefill-logits"):
+    with pytest.raises(RefusedDecoder, match="its proof failed: prefill-logits"):
         VerifiedDecoder(str(source)).to_info()
     assert versions("bento-kv-wrong-fp32") == []
 
@@ -75,14 +75,14 @@ def test_decoder_directories_and_tags_are_taken_as_they_are(tiny_decoder: Path) 
 
 def test_a_damaged_decoder_directory_is_refused(tiny_decoder: Path) -> None:
     flip_weight_byte(tiny_decoder)
-    with pytest.raises(BentoKVError, match="was changed"):
+    with pytest.raises(RefusedDecoder, match="was changed"):
         VerifiedDecoder(str(tiny_decoder), name="tiny-flipped").to_info()
 
 
 def test_a_source_that_is_nowhere(tmp_path: Path) -> None:
-    with pytest.raises(SourceError, match="the model store has no nowhere"):
+    with pytest.raises(RefusedDecoder, match="the model store has no nowhere"):
         VerifiedDecoder("nowhere").to_info()
-    with pytest.raises(SourceError, match="not a model directory"):
+    with pytest.raises(RefusedDecoder, match="not a model directory"):
         VerifiedDecoder(str(tmp_path / "nowhere")).to_info()
 
 
