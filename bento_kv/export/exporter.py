@@ -25,6 +25,7 @@ from bento_kv.source import ModelSource
 
 DEFAULT_OPSET = 23
 MIN_OPSET = 23  # torch's exporter writes RMSNormalization and RotaryEmbedding, which came with it
+_FULL = 2**20  # bytes left on a disk that nothing more fits on
 _PACKAGES = ("torch", "transformers", "onnx", "onnxscript", "onnx-ir", "onnxruntime", "numpy")
 
 Progress = Callable[[str], None]
@@ -145,8 +146,8 @@ def _staged(directory: Path, *, force: bool) -> Iterator[Path]:
             shutil.rmtree(directory)
         staging.rename(directory)
     except OSError as error:
-        if error.errno == errno.ENOSPC:
-            free = shutil.disk_usage(directory.parent).free
+        free = shutil.disk_usage(directory.parent).free
+        if error.errno == errno.ENOSPC or free < _FULL:  # numpy's writer says only that it could not write
             raise ExportError(
                 f"the disk of {directory.parent} is full ({free // 2**20} MiB left); free some room or export elsewhere"
             ) from error

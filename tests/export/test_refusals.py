@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import errno
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -10,7 +10,6 @@ import torch
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from bento_kv.errors import ExportError, SourceError, UnsupportedArchitecture
-from bento_kv.export import exporter
 from bento_kv.export.exporter import export
 from tests.zoo import byte_tokenizer, save_model
 
@@ -111,14 +110,22 @@ def test_a_directory_without_a_tokenizer(tmp_path: Path) -> None:
         export(str(source), tmp_path / "decoder")
 
 
-def test_a_full_disk_leaves_nothing_behind(tiny_source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*_: object, **__: object) -> None:
-        raise OSError(errno.ENOSPC, "No space left on device")
-
-    monkeypatch.setattr(exporter.ir, "save", fail)
-    with pytest.raises(ExportError, match=r"disk .* is full"):
-        export(str(tiny_source), tmp_path / "decoder")
-    assert list(tmp_path.iterdir()) == []
+@pytest.mark.parametrize("full", ["before", "while writing"])
+def test_a_full_disk_leaves_nothing_behind(full: str, tiny_source: Path, tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", disk], capture_output=True).returncode:
+        pytest.skip("mounting a small disk needs more rights")
+    try:
+        others = []
+        if full == "before":
+            others = ["other"]
+            (disk / "other").write_bytes(bytes(256 * 1024))
+        with pytest.raises(ExportError, match=r"disk .* is full"):
+            export(str(tiny_source), disk / "decoder")
+        assert [path.name for path in disk.iterdir()] == others
+    finally:
+        subprocess.run(["umount", disk], check=True)
 
 
 def test_a_target_that_exists_is_kept(tiny_source: Path, tmp_path: Path) -> None:
