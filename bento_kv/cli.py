@@ -80,22 +80,30 @@ def export(source: str, directory: Path, force: bool, as_json: bool, **options: 
 @main.command()
 @click.argument("target")
 @click.option("--reference", help="Where the original weights are; what the manifest names unless given.")
+@click.option("--html", type=click.Path(dir_okay=False, writable=True, path_type=Path), help="Also write a page.")
 @click.option("--threads", type=click.IntRange(min=1), help="Of the model; as many as there are CPUs unless set.")
 @_as_json
-def verify(target: str, reference: str | None, threads: int | None, as_json: bool) -> None:
+def verify(target: str, reference: str | None, html: Path | None, threads: int | None, as_json: bool) -> None:
     """Prove TARGET, a decoder directory or a model store tag, and write its verification.json."""
+    from bento_kv.manifest import Manifest
     from bento_kv.store import locate
     from bento_kv.verify.parity import TorchReference
     from bento_kv.verify.proof import prove
-    from bento_kv.verify.report import render
+    from bento_kv.verify.report import render, render_html
 
+    directory = locate(target)
     record = prove(
-        locate(target),
+        directory,
         lambda manifest: TorchReference(reference or manifest.source.id, manifest),
         threads=threads,
         progress=_progress,
     )
     click.echo(record.model_dump_json(by_alias=True) if as_json else render(record), nl=as_json)
+    if html is not None:
+        try:
+            html.write_text(render_html(record, Manifest.read(directory)), encoding="utf-8")
+        except OSError as error:
+            raise click.BadParameter(f"{html} cannot be written: {error.strerror}", param_hint="--html") from error
     if not record.passed:
         raise SystemExit(NOT_RIGHT)
 

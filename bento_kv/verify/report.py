@@ -1,10 +1,13 @@
-"""A verification record for people."""
+"""A verification record for people: as text, and as a page that needs nothing but itself."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
-from bento_kv.manifest import Check, Verification
+from jinja2 import Environment, StrictUndefined
+
+from bento_kv.manifest import Check, Manifest, Verification
 
 _TITLES = {"export": "Export layer: is the graph right?", "loop": "Loop layer: are the steps right?"}
 
@@ -12,6 +15,15 @@ _TITLES = {"export": "Export layer: is the graph right?", "loop": "Loop layer: a
 def render(record: Verification) -> str:
     """The record as text: a line a check, failures explained, the verdict last."""
     return "\n".join(_lines(record)) + "\n"
+
+
+def render_html(record: Verification, manifest: Manifest) -> str:
+    """The record as one HTML page, without scripts or anything to load."""
+    environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    template = environment.from_string(Path(__file__).with_name("report.html").read_text(encoding="utf-8"))
+    layers = [(_TITLES[name], proof) for name, proof in (("export", record.export), ("loop", record.loop))]
+    name = Path(manifest.source.id).name
+    return template.render(record=record, manifest=manifest, layers=layers, name=name, number=_number)
 
 
 def _lines(record: Verification) -> Iterator[str]:

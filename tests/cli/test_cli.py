@@ -31,10 +31,13 @@ def test_from_a_model_to_text(tiny_source: Path, tmp_path: Path) -> None:
     assert refused.returncode == 2
     assert "`bento-kv verify` writes one" in refused.stderr
 
-    verified = _run("verify", decoder)
+    verified = _run("verify", decoder, "--html", tmp_path / "proof.html")
     assert verified.returncode == 0, verified.stderr
     assert "Export layer" in verified.stdout
     assert "Proof passed" in verified.stdout
+    page = (tmp_path / "proof.html").read_text()
+    assert "cached-equals-uncached-full" in page
+    assert "http" not in page  # nothing to load
     assert verified.stderr == ""
 
     saved = _run("save", decoder, "cli-tiny", "--json")
