@@ -46,7 +46,9 @@ def check_contract(directory: Path, manifest: Manifest) -> list[Check]:
         ),
         at_most("opset", opset.get("ai.onnx", 0), highest_opset(), "ONNX opset; the limit is what the runtime takes"),
         holds(
-            "manifest-matches-graph", _manifest_faults(manifest, graph, opset, inputs, outputs), "manifest and graph"
+            "manifest-matches-graph",
+            _manifest_faults(manifest, graph, opset, inputs, outputs),
+            "places where the manifest says other than the graph",
         ),
         holds("io-names", _name_faults(manifest, inputs, outputs), "inputs and outputs missing or too many"),
         holds("past-present-paired", _pair_faults(manifest, inputs, outputs), "past without a present like it"),
