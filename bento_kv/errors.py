@@ -85,3 +85,8 @@ class QueueFullError(BentoKVError):
 
 class EngineClosedError(BentoKVError):
     """The engine is shutting down or has failed, and takes no more requests."""
+
+
+def first_line(error: BaseException) -> str:
+    """What a foreign error says, in one line; its type where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -14,7 +14,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Literal, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from bento_kv.errors import IntegrityError, ManifestError
 
@@ -22,6 +22,9 @@ MODEL_FILE = "model.onnx"
 DATA_FILE = "model.onnx.data"
 MANIFEST_FILE = "manifest.json"
 VERIFICATION_FILE = "verification.json"
+
+# What another machine's kernels may change in a golden logit, relative to the step's largest.
+GOLDEN_LIMIT = 1e-3
 
 Layout = Literal["in-place", "growing"]
 Precision = Literal["fp32"]
@@ -85,6 +88,12 @@ class Manifest(_Record):
     versions: dict[str, str]
     created: str
 
+    @model_validator(mode="after")
+    def _names_the_model(self) -> Self:
+        if MODEL_FILE not in self.files:
+            raise ValueError(f"`files` does not name {MODEL_FILE}")
+        return self
+
     @classmethod
     def read(cls, directory: Path) -> Self:
         """Read and validate; raises ManifestError."""
@@ -97,8 +106,11 @@ class Manifest(_Record):
         """Compare every file's hash with the manifest's.
 
         Raises:
-            IntegrityError: a file is missing or was changed.
+            IntegrityError: a file is missing, was changed, or was added.
         """
+        unknown = sorted(_files_of(directory) - set(self.files))
+        if unknown:
+            raise IntegrityError(f"{directory / unknown[0]} is not in the manifest; remove it or export again")
         for name, expected in self.files.items():
             path = directory / name
             if not path.is_file():
@@ -125,6 +137,12 @@ class LayerProof(_Record):
     passed: bool
     checks: tuple[Check, ...]
 
+    @model_validator(mode="after")
+    def _follows_from_the_checks(self) -> Self:
+        if self.passed and not (self.checks and all(check.passed for check in self.checks)):
+            raise ValueError("it says passed, and its checks do not")
+        return self
+
 
 class GoldenStep(_Record):
     """The token that greedy decoding took, and the likeliest tokens with their logits, likeliest first."""
@@ -149,11 +167,17 @@ class Verification(_Record):
     export: LayerProof
     loop: LayerProof
     golden: tuple[GoldenPrompt, ...]
-    golden_limit: float
+    golden_limit: float = Field(le=GOLDEN_LIMIT)
     machine: dict[str, str]
     versions: dict[str, str]
     created: str
     seconds: float
+
+    @model_validator(mode="after")
+    def _follows_from_the_layers(self) -> Self:
+        if self.passed and not (self.export.passed and self.loop.passed and self.golden):
+            raise ValueError("it says passed, and its layers do not, or it has no golden prompts")
+        return self
 
     @classmethod
     def read(cls, directory: Path) -> Self:
@@ -192,9 +216,13 @@ def sha256(path: Path) -> str:
 
 def hash_files(directory: Path) -> dict[str, str]:
     """Hashes of all files of a decoder directory but the two records themselves."""
-    own = {MANIFEST_FILE, VERIFICATION_FILE}
-    files = sorted(p for p in directory.rglob("*") if p.is_file())
-    return {str(p.relative_to(directory)): sha256(p) for p in files if str(p.relative_to(directory)) not in own}
+    return {name: sha256(directory / name) for name in sorted(_files_of(directory))}
+
+
+def _files_of(directory: Path) -> set[str]:
+    """All files below a decoder directory but the two records, and the one that BentoML's model store adds."""
+    own = {MANIFEST_FILE, VERIFICATION_FILE, "model.yaml"}
+    return {str(path.relative_to(directory)) for path in directory.rglob("*") if path.is_file()} - own
 
 
 def versions_of(packages: Iterable[str]) -> dict[str, str]:

@@ -8,11 +8,12 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from bento_kv.errors import SourceError
+from bento_kv.errors import SourceError, first_line
 from bento_kv.manifest import sha256
 
 DEMO = "demo"
 _WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
+_UNWANTED = ["*/*", "consolidated*"]  # other formats of the same weights
 _WANTED = [*_WEIGHTS, "*.json", "*.jinja", "*.txt", "*.model"]
 
 
@@ -27,7 +28,7 @@ class ModelSource:
     """A model on this machine.
 
     Attributes:
-        id: what the user named.
+        id: what the user named; of a directory its whole path, so that it is found again from anywhere.
         path: a directory in Hugging Face's format.
         revision: the hub's commit, if it came from there.
     """
@@ -37,8 +38,8 @@ class ModelSource:
     revision: str | None = None
 
     @classmethod
-    def find(cls, source: str) -> ModelSource:
-        """Resolve what a user named; downloads a hub id.
+    def find(cls, source: str, *, revision: str | None = None) -> ModelSource:
+        """Resolve what a user named; downloads a hub id, at a revision if one is given.
 
         Raises:
             SourceError: nothing is there, or it is not a model.
@@ -48,29 +49,29 @@ class ModelSource:
 
             return cls(DEMO, demo.path())
         local = Path(source).expanduser()
-        if local.is_dir():
-            found = cls(source, local)
+        if source and local.is_dir():
+            found = cls(str(local.resolve()), local)
         elif local.exists() or source.startswith((".", "/", "~")) or source.count("/") != 1:
             raise SourceError(
                 f"{source!r} is not a model directory, and not a hub id (owner/name). "
                 "Give a directory with config.json and weights, a hub id, or 'demo'."
             )
         else:
-            found = cls._download(source)
+            found = cls._download(source, revision)
         found._check()
         return found
 
     @classmethod
-    def _download(cls, source: str) -> ModelSource:
+    def _download(cls, source: str, revision: str | None) -> ModelSource:
         from huggingface_hub import snapshot_download
         from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
         try:
-            path = Path(snapshot_download(source, allow_patterns=_WANTED))
+            path = Path(snapshot_download(source, revision=revision, allow_patterns=_WANTED, ignore_patterns=_UNWANTED))
         except HFValidationError as error:
             raise SourceError(f"{source!r} is neither a directory here nor a valid hub id: {error}") from error
         except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-            reason = str(error).strip().splitlines()[0]
+            reason = first_line(error)
             raise SourceError(
                 f"{source!r} is not a directory here, and the hub did not give it: {reason} "
                 "Check the spelling, your access to it (`hf auth login`) and the network."

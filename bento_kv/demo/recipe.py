@@ -18,6 +18,8 @@ MIDDLE = EARLY | {"recall": 14.0, "copy": 3.0, "count": 1.5}
 LATE = EARLY | {"recall": 14.0, "copy": 6.0, "reverse": 3.0, "count": 2.5, "chat": 0.8}
 FINAL = LATE | {"sums": 6.0, "copy": 7.0, "reverse": 4.0, "chat": 1.2, "unknown": 1.2}
 
+POLISH = FINAL | {"recall": 20.0}
+
 
 @dataclass(frozen=True)
 class Shape:
@@ -60,6 +62,8 @@ PHASES = (
     Phase(400, 560, 3e-3, 3e-3, tokens=6144, crowded=0.5, mixture=LATE),
     Phase(500, 960, 3e-3, 1.125e-3, tokens=6144, crowded=0.4, untold=0.12, mixture=LATE),
     Phase(500, 960, 1.125e-3, 0.0, tokens=6144, crowded=0.4, untold=0.12, hard=0.35, mixture=FINAL),
+    Phase(50, 720, 0.0, 1.2e-3, tokens=6144, crowded=0.35, untold=0.25, hard=0.5, mixture=POLISH),
+    Phase(800, 720, 1.2e-3, 0.0, tokens=6144, crowded=0.35, untold=0.25, hard=0.5, mixture=POLISH),
 )
 
 

@@ -10,7 +10,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
-from bento_kv.errors import BentoKVError, SourceError, UnsupportedArchitecture
+from bento_kv.errors import BentoKVError, SourceError, UnsupportedArchitecture, first_line
 from bento_kv.export import attention
 from bento_kv.manifest import LayerGeometry
 from bento_kv.source import ModelSource
@@ -43,11 +43,16 @@ def load_config(source: ModelSource) -> PreTrainedConfig:
         UnsupportedArchitecture: it is not a causal language model that transformers knows.
     """
     try:
-        config: PreTrainedConfig = AutoConfig.from_pretrained(source.path, local_files_only=True)
+        config: PreTrainedConfig = AutoConfig.from_pretrained(
+            source.path, local_files_only=True, trust_remote_code=False
+        )
     except (OSError, ValueError, KeyError) as error:
-        raise SourceError(
-            f"{source.id}: its config.json cannot be read: {str(error).strip().splitlines()[0]}"
-        ) from error
+        if "trust_remote_code" in str(error):
+            raise UnsupportedArchitecture(
+                f"{source.id}: its architecture is not in transformers but in code that comes with the model, which is "
+                "not run"
+            ) from error
+        raise SourceError(f"{source.id}: its config.json cannot be read: {first_line(error)}") from error
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise UnsupportedArchitecture(
             f"{source.id}: {config.model_type} is not a causal language model in transformers, "
@@ -73,12 +78,13 @@ def load_model(source: ModelSource, config: PreTrainedConfig) -> Any:
             dtype=torch.float32,
             attn_implementation=attention.SURVEY,
             local_files_only=True,
+            trust_remote_code=False,
             output_loading_info=True,
         )
     except Exception as error:  # safetensors, pickle, torch and the model's own code each raise their own
         if attention.SURVEY in str(error) or "attn_implementation" in str(error):
             raise UnsupportedArchitecture(_own_attention(config.model_type)) from error
-        raise SourceError(f"{source.id}: its weights cannot be read: {_first_line(error)}") from error
+        raise SourceError(f"{source.id}: its weights cannot be read: {first_line(error)}") from error
     missing = sorted(info["missing_keys"])
     if missing:
         raise SourceError(
@@ -117,7 +123,7 @@ def survey(model: PreTrainedModel) -> Survey:
         except Exception as error:
             raise UnsupportedArchitecture(
                 f"{name}: it asks more of its cache than keys and values by layer "
-                f"({type(error).__name__}: {_first_line(error)})"
+                f"({type(error).__name__}: {first_line(error)})"
             ) from error
     return Survey(_geometry(name, config.num_hidden_layers, found), logits.shape[-1], _positions(config))
 
@@ -161,7 +167,3 @@ def _positions(config: PreTrainedConfig) -> int:
 
 def _own_attention(name: str) -> str:
     return f"{name} has attention code of its own, outside transformers' attention interface"
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

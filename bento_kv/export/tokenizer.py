@@ -8,7 +8,7 @@ from typing import Any
 
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedConfig
 
-from bento_kv.errors import ExportError
+from bento_kv.errors import ExportError, first_line
 from bento_kv.manifest import TokenIds
 from bento_kv.source import ModelSource
 
@@ -20,10 +20,10 @@ def load_tokenizer(source: ModelSource) -> Any:
         ExportError: there is none, or it exists only in Python.
     """
     try:
-        tokenizer = AutoTokenizer.from_pretrained(source.path)
+        tokenizer = AutoTokenizer.from_pretrained(source.path, trust_remote_code=False)
     except Exception as error:  # transformers raises nearly anything here, from OSError to KeyError
         raise ExportError(
-            f"{source.id}: no tokenizer could be loaded from {source.path} ({_first_line(error)}). "
+            f"{source.id}: no tokenizer could be loaded from {source.path} ({first_line(error)}). "
             "Put the model's tokenizer.json and tokenizer_config.json there."
         ) from error
     if not tokenizer.is_fast:
@@ -59,7 +59,3 @@ def token_ids(tokenizer: Any, generation: GenerationConfig) -> TokenIds:
     bos = generation.bos_token_id if generation.bos_token_id is not None else tokenizer.bos_token_id
     pad = generation.pad_token_id if generation.pad_token_id is not None else tokenizer.pad_token_id
     return TokenIds(bos=bos, eos=tuple(many), pad=pad)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

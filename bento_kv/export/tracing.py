@@ -12,7 +12,7 @@ import onnx_ir as ir
 import torch
 from torch import nn
 
-from bento_kv.errors import ExportError
+from bento_kv.errors import ExportError, first_line
 from bento_kv.export.attention import PACKED, PackedStep, PassThroughCache, tracing
 from bento_kv.manifest import LayerGeometry
 
@@ -88,9 +88,8 @@ def to_onnx(model: Any, layers: Sequence[LayerGeometry], opset: int) -> ir.Model
             )
         except Exception as error:
             cause = error.__cause__ or error
-            reason = (str(cause).strip() or type(cause).__name__).splitlines()[0]
             raise ExportError(
-                f"{model.config.model_type}: torch could not turn it into ONNX ({type(cause).__name__}: {reason})"
+                f"{model.config.model_type}: torch could not turn it into ONNX ({type(cause).__name__}: {first_line(cause)})"
             ) from error
     if program is None:
         raise ExportError(f"{model.config.model_type}: torch returned no ONNX program")

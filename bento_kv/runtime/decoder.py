@@ -9,7 +9,7 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from bento_kv.errors import DecoderError, ManifestError
+from bento_kv.errors import DecoderError, ManifestError, first_line
 from bento_kv.manifest import MODEL_FILE, Manifest
 from bento_kv.plan import Exactness, StepPlan, StepRow
 from bento_kv.runtime.kv_cache import InPlaceCache
@@ -23,8 +23,8 @@ class OnnxDecoder:
         directory: holds `manifest.json` and the graph.
         slots: rows of the cache.
         max_length: positions of a row; the manifest's unless set.
-        exact: `full` gives a row of one token two queries, so that every row meets the same attention kernel and any
-            split of a sequence into steps gives the same bits; `batch` does not.
+        exact: in mode `full` rows of one token meet the same arithmetic as all others, so that any split of a sequence
+            into steps gives the same bits; in mode `batch` they take a faster way of their own.
         threads: of a step; as many as this process has CPUs unless set.
         providers: execution providers; the CPU's unless set.
 
@@ -53,7 +53,6 @@ class OnnxDecoder:
                 "exported for"
             )
         self.exact = exact
-        self._queries = 2 if exact == "full" else 1
         self._session = open_session(directory / MODEL_FILE, threads=threads, providers=providers)
         self.cache = InPlaceCache(self.manifest.layers, slots, length)
         # How far each slot was ever written: reading beyond would mean keys that nobody computed.
@@ -72,8 +71,13 @@ class OnnxDecoder:
     def vocab_size(self) -> int:
         return self.manifest.vocab_size
 
-    def step(self, plan: StepPlan) -> NDArray[np.float32]:
+    def step(self, plan: StepPlan, *, displaced: int = 0) -> NDArray[np.float32]:
         """Compute the plan's tokens and write their keys and values.
+
+        Args:
+            plan: what to compute.
+            displaced: added to the tokens' positions, not to their places in the cache. The proof reaches far
+                positions by it, without computing all that would stand before them.
 
         Returns:
             Logits `[sum(row.logits for row in plan.rows), vocab_size]`, in the order of the rows.
@@ -84,11 +88,11 @@ class OnnxDecoder:
         self._check(plan)
         runs = self._runs(plan.rows)
         if len(runs) == 1:
-            return self._run(plan.rows)
+            return self._run(plan.rows, displaced)
         by_slot: dict[int, NDArray[np.float32]] = {}
         for rows in runs:
             ends = np.cumsum([row.logits for row in rows])[:-1]
-            by_slot.update(zip((row.slot for row in rows), np.split(self._run(rows), ends), strict=True))
+            by_slot.update(zip((row.slot for row in rows), np.split(self._run(rows, displaced), ends), strict=True))
         return np.concatenate([by_slot[row.slot] for row in plan.rows])
 
     def _runs(self, rows: Sequence[StepRow]) -> list[list[StepRow]]:
@@ -100,31 +104,42 @@ class OnnxDecoder:
         runs: list[list[StepRow]] = []
         for row in sorted(rows, key=lambda row: len(row.tokens), reverse=True):
             for run in runs:
-                if row.start + max(len(run[0].tokens), self._queries) <= self.cache.capacity:
+                if row.start + self._queries(run[0]) <= self.cache.capacity:
                     run.append(row)
                     break
             else:
                 runs.append([row])
         return runs
 
-    def _run(self, rows: Sequence[StepRow]) -> NDArray[np.float32]:
+    def _run(self, rows: Sequence[StepRow], displaced: int) -> NDArray[np.float32]:
         """One run of the graph: logits `[sum(row.logits for row in rows), vocab_size]`, in the order of the rows."""
         first = min(row.slot for row in rows)
         last = max(row.slot for row in rows) + 1
         binding = self._binding(first, last)
-        feeds = self._feeds(rows, first, last)  # named, because a binding borrows the arrays' memory
+        feeds = self._feeds(rows, first, last, displaced)  # named, because a binding borrows the arrays' memory
         for name, array in feeds.items():
             binding.bind_cpu_input(name, array)
         binding.bind_output("logits", "cpu")
         try:
             self._session.run_with_iobinding(binding)
         except Exception as error:  # onnxruntime's exceptions share no base class of their own
-            raise DecoderError(f"the runtime failed in a step: {str(error).strip().splitlines()[0]}") from error
+            raise DecoderError(f"the runtime failed in a step: {first_line(error)}") from error
         for row in rows:
             self._written[row.slot] = max(self._written[row.slot], row.start + len(row.tokens))
         # Outputs come in the order of binding: the cache's were bound first, the logits last.
         logits: NDArray[np.float32] = binding.get_outputs()[-1].numpy()
+        binding.bind_output("logits", "cpu")  # or the binding, which is kept, would keep these logits
         return logits
+
+    def _queries(self, row: StepRow) -> int:
+        """Queries that a row is given: an even number, its last token repeated if need be.
+
+        The operator cuts a row's queries into blocks, of an even size, and computes a block of one query by other
+        arithmetic. So that a token's result does not depend on where blocks begin, no block may be left with one. In
+        mode `batch` decoding is excepted: its rows are always of one query, and so they are always alike.
+        """
+        n = len(row.tokens)
+        return 1 if n == 1 and self.exact == "batch" else n + n % 2
 
     def _binding(self, first: int, last: int) -> ort.IOBinding:
         """The binding of a range of slots, made once: the buffers never move."""
@@ -134,10 +149,10 @@ class OnnxDecoder:
             self._bindings[first, last] = binding
         return self._bindings[first, last]
 
-    def _feeds(self, rows: Sequence[StepRow], first: int, last: int) -> dict[str, NDArray[np.generic]]:
+    def _feeds(self, rows: Sequence[StepRow], first: int, last: int, displaced: int) -> dict[str, NDArray[np.generic]]:
         """The graph's inputs but the cache: tokens packed, and where each stands in `[rows, width]`."""
         tokens = sum(len(row.tokens) for row in rows)
-        width = max(self._queries, *(len(row.tokens) for row in rows))
+        width = max(self._queries(row) for row in rows)
         ids = np.empty(tokens, np.int64)
         positions = np.empty(tokens, np.int64)
         scatter = np.empty(tokens, np.int64)
@@ -147,18 +162,16 @@ class OnnxDecoder:
         wanted: list[NDArray[np.int64]] = []
         at = 0
         for row in rows:
-            n, r = len(row.tokens), row.slot - first
+            n, q, r = len(row.tokens), self._queries(row), row.slot - first
             ids[at : at + n] = row.tokens
-            positions[at : at + n] = np.arange(row.start, row.start + n)
+            positions[at : at + n] = np.arange(row.start, row.start + n) + displaced
             scatter[at : at + n] = np.arange(r * width, r * width + n)
             gather[r, :n] = np.arange(at, at + n)
-            queries[r] = n
-            if n == 1 and self._queries == 2:
-                # The copy's key and value land one position further, where causality hides them from the first query,
-                # and where the next token overwrites them.
-                gather[r, 1] = at
-                queries[r] = 2
-            lengths[r] = row.start + queries[r] - 1
+            # A repeated token's key and value land one position further, where causality hides them from the row's own
+            # queries, and where the next token overwrites them.
+            gather[r, n:q] = at + n - 1
+            queries[r] = q
+            lengths[r] = row.start + q - 1
             wanted.append(np.arange(at + n - row.logits, at + n))
             at += n
         return {

@@ -41,7 +41,7 @@ def replay_golden(decoder: OnnxDecoder, record: Verification) -> float:
     fitting = [
         (number, golden)
         for number, golden in enumerate(record.golden)
-        if len(golden.prompt) + len(golden.steps) <= decoder.max_length
+        if len(golden.prompt) + len(golden.steps) - 1 <= decoder.max_length
     ]
     if not fitting:
         raise VerificationError(
@@ -56,7 +56,10 @@ def replay_golden(decoder: OnnxDecoder, record: Verification) -> float:
             start += len(chunk)
             chunk = [step.token]
             scale = max(1.0, max(abs(value) for _, value in step.top))
-            deviation = max(abs(float(logits[token]) - value) for token, value in step.top) / scale
+            deviations = [abs(float(logits[token]) - value) for token, value in step.top]
+            # And no other token may have come out likelier than the likeliest, or as no number at all.
+            deviations.append(float(logits.max()) - step.top[0][1] if np.isfinite(logits).all() else np.inf)
+            deviation = max(deviations) / scale
             if not deviation <= record.golden_limit:
                 raise VerificationError(
                     f"golden prompt {number}, token {position}: logits deviate by {deviation:.2g} from the proof, "

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from bento_kv.errors import DecoderError
 from bento_kv.manifest import LayerGeometry
 
-# One position more than a slot may use: where a row of one token is given a second query, its copy lands there.
+# One position more than a slot may use: where a row's last token is repeated, its copy lands there.
 SPARE = 1
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import onnxruntime as ort
 
-from bento_kv.errors import DecoderError, IntegrityError
+from bento_kv.errors import DecoderError, IntegrityError, first_line
 
 _CGROUP = Path("/sys/fs/cgroup")
 
@@ -67,7 +67,7 @@ def open_session(
     try:
         return ort.InferenceSession(str(model), options, providers=wanted)
     except Exception as error:  # onnxruntime's exceptions share no base class of their own
-        reason = str(error).strip().splitlines()[0]
+        reason = first_line(error)
         if "external" in reason.lower() or "out of bounds" in reason.lower():
             raise IntegrityError(f"{model}: its weights file is missing or damaged: {reason}") from error
         raise DecoderError(f"onnxruntime {ort.__version__} does not load {model}: {reason}") from error

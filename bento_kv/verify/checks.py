@@ -12,6 +12,7 @@ from bento_kv.manifest import Check
 # fp32 against fp32 with other kernels: rounding only. Errors are taken relative to the largest reference value, at
 # least 1, because logits and keys of some models run into the hundreds.
 FP32_LIMIT = 1e-4
+_MASKED = 1e30
 
 
 def at_most(id: str, measured: float, limit: float, explain: str) -> Check:
@@ -31,10 +32,15 @@ def _finite(value: float) -> float | None:
 
 
 def scaled_error(got: NDArray[np.float32], expected: NDArray[np.float32]) -> float:
-    """Largest absolute difference over the largest expected magnitude (at least 1); infinite for another shape."""
+    """Largest absolute difference over the largest expected magnitude (at least 1).
+
+    Infinite for another shape and where a number is not finite. Values that stand for minus infinity, as some models
+    give to tokens that they never say, take no part in the magnitude.
+    """
     if got.shape != expected.shape:
         return float("inf")
-    return difference(got, expected) / max(1.0, float(np.abs(expected).max(initial=0.0)))
+    magnitudes = np.abs(expected)
+    return difference(got, expected) / max(1.0, float(magnitudes.max(initial=0.0, where=magnitudes < _MASKED)))
 
 
 def difference(got: NDArray[np.float32], expected: NDArray[np.float32]) -> float:
@@ -51,8 +57,9 @@ class Worst:
     where: str = ""
 
     def see(self, error: float, where: str) -> None:
-        if not error <= self.error:
-            self.error, self.where = error, where
+        number = error if np.isfinite(error) else float("inf")
+        if number > self.error:
+            self.error, self.where = number, where
 
     def describe(self, text: str) -> str:
         return f"{text}; largest at {self.where}" if self.where else text

@@ -57,6 +57,13 @@ def check_contract(directory: Path, manifest: Manifest) -> list[Check]:
     ]
 
 
+def longest_window(directory: Path) -> int:
+    """Tokens that the longest sliding window of the graph's attention spans; 0 if none has one."""
+    graph = onnx.load(directory / MODEL_FILE, load_external_data=False).graph
+    windows = [a.i for node in graph.node for a in node.attribute if a.name == "local_window_size"]
+    return max(windows, default=0)
+
+
 def _spec(value: onnx.ValueInfoProto) -> TensorSpec:
     tensor = value.type.tensor_type
     shape = tuple(d.dim_value if d.HasField("dim_value") else d.dim_param for d in tensor.shape.dim)

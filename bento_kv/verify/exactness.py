@@ -13,7 +13,12 @@ from bento_kv.runtime.decoder import OnnxDecoder
 from bento_kv.verify.checks import FP32_LIMIT, Worst, at_most, difference, scaled_error
 
 CHUNKS = (1, 2, 3, 5, 16, 64, 128)
-NEIGHBOURS = 4
+
+
+def _edges(decoder: OnnxDecoder) -> list[int]:
+    """Chunks that end one token behind a block of the attention operator, which cuts queries by the head's size."""
+    sizes = {layer.head_dim for layer in decoder.manifest.layers}
+    return sorted({blocks * size + 1 for size in sizes for blocks in (1, 2, 4)})
 
 
 def uncached(decoder: OnnxDecoder, ids: Sequence[int]) -> tuple[NDArray[np.float32], list[NDArray[np.float32]]]:
@@ -32,7 +37,7 @@ def check_splits(decoder: OnnxDecoder, ids: Sequence[int]) -> Check:
     exact = decoder.exact == "full"
     measure = difference if exact else scaled_error
     rng = np.random.default_rng(0)
-    splits = [(f"chunks of {n}", _even(len(ids), n)) for n in CHUNKS if n < len(ids)]
+    splits = [(f"chunks of {n}", _even(len(ids), n)) for n in (*CHUNKS, *_edges(decoder)) if n < len(ids)]
     splits += [(f"random split {n}", _random(len(ids), rng)) for n in range(2)]
     worst = Worst()
     for name, sizes in splits:
@@ -72,7 +77,7 @@ def check_neighbours(decoder: OnnxDecoder, ids: Sequence[int]) -> Check:
     crowd = _Crowd(decoder, slot=decoder.slots // 2)
     worst = Worst()
     at = 0
-    for size in _chunks_of_two_or_more(prompt, crowd.rng):
+    for size in _chunks_of_two_or_more(prompt, _edges(decoder), crowd.rng):
         logits = crowd.step(ids[at : at + size], at)
         at += size
     worst.see(difference(logits, alone[0]), f"the prompt of {prompt} tokens")
@@ -80,14 +85,17 @@ def check_neighbours(decoder: OnnxDecoder, ids: Sequence[int]) -> Check:
         worst.see(difference(crowd.step(ids[at : at + 1], at), alone[at - prompt + 1]), f"position {at}")
     for index, (got, wanted) in enumerate(zip(_cache(decoder, crowd.slot, len(ids)), alone_cache, strict=True)):
         worst.see(difference(got, wanted), f"{('keys', 'values')[index % 2]} of layer {index // 2}")
-    text = f"largest difference of {len(ids)} tokens alone to the same among up to {NEIGHBOURS} random neighbours"
+    text = (
+        f"largest difference of {len(ids)} tokens alone to the same among up to {decoder.slots - 1} random neighbours"
+    )
     return at_most(f"alone-equals-together-{decoder.exact}", worst.error, 0.0, worst.describe(text))
 
 
-def _chunks_of_two_or_more(total: int, rng: np.random.Generator) -> list[int]:
+def _chunks_of_two_or_more(total: int, edges: Sequence[int], rng: np.random.Generator) -> list[int]:
     sizes: list[int] = []
     while (left := total - sum(sizes)) > 0:
-        size = min(left, int(rng.integers(2, 40)))
+        drawn = int(rng.choice(edges) if rng.random() < 0.5 else rng.integers(2, 40))
+        size = min(left, drawn)
         sizes.append(left if left - size == 1 else size)
     return sizes
 
@@ -99,8 +107,7 @@ class _Crowd:
         self.decoder = decoder
         self.slot = slot
         self.rng = np.random.default_rng(1)
-        others = [s for s in range(decoder.slots) if s != slot]
-        self._lengths = dict.fromkeys(others[:NEIGHBOURS], 0)
+        self._lengths = dict.fromkeys((s for s in range(decoder.slots) if s != slot), 0)
 
     def step(self, tokens: Sequence[int], start: int) -> NDArray[np.float32]:
         rows = [*self._others(single=len(tokens) == 1), StepRow(self.slot, tokens, start)]
@@ -114,7 +121,7 @@ class _Crowd:
         for slot, length in self._lengths.items():
             if self.rng.random() < 0.3:
                 continue
-            n = 1 if single else int(self.rng.integers(2, 30))
+            n = 1 if single else int(self.rng.integers(2, min(30, self.decoder.max_length)))
             if length + n > self.decoder.max_length:
                 length = 0
             tokens = self.rng.integers(0, self.decoder.vocab_size, n).tolist()
@@ -126,7 +133,7 @@ class _Crowd:
 def check_reuse(decoder: OnnxDecoder, ids: Sequence[int]) -> Check:
     """A slot that held a longer sequence gives the same bits as a fresh one."""
     half = max(2, len(ids) // 2)
-    fresh = _run(decoder, 0, ids[:half])
+    fresh = _run(decoder, decoder.slots - 1, ids[:half])
     _run(decoder, 1, list(reversed(ids)))
     again = _run(decoder, 1, ids[:half])
     text = "largest difference of a sequence in a slot that another one used before to the same in a fresh slot"

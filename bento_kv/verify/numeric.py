@@ -13,14 +13,18 @@ from bento_kv.plan import StepPlan, StepRow
 from bento_kv.runtime.decoder import OnnxDecoder
 from bento_kv.verify.checks import FP32_LIMIT, Worst, at_most, scaled_error
 
+FAR_TOKENS = 16
+FAR_PLACES = 32
+WINDOW_CHUNK = 256
+
 LayerArrays = list[tuple[NDArray[np.float32], NDArray[np.float32]]]
 
 
 class NumericReference(Protocol):
     """The model that the decoder was made from."""
 
-    def logits(self, ids: Sequence[int]) -> NDArray[np.float32]:
-        """`[tokens, vocab_size]`, computed without a cache."""
+    def logits(self, ids: Sequence[int], *, first: int = 0, last: int = 0) -> NDArray[np.float32]:
+        """`[tokens, vocab_size]`, computed without a cache at positions from `first` on; of the `last` tokens, all if 0."""
         ...
 
     def keys_values(self, ids: Sequence[int]) -> LayerArrays:
@@ -89,6 +93,33 @@ def check_ragged(decoder: OnnxDecoder, reference: NumericReference, rows: Sequen
         tick += 1
     text = f"largest error of the logits of {len(rows)} rows of different lengths that share steps"
     return at_most("ragged-rows", worst.error, FP32_LIMIT, worst.describe(text))
+
+
+def check_far(decoder: OnnxDecoder, reference: NumericReference, ids: Sequence[int]) -> Check:
+    """A few tokens at positions all over the decoder's range, its last ones among them, without what stands before.
+
+    Wrong rows of a table of positions, rotary or learned, show wherever they are met.
+    """
+    n = min(len(ids), FAR_TOKENS)
+    last = decoder.manifest.max_length - n
+    starts = sorted({*np.linspace(0, last, FAR_PLACES, dtype=int).tolist(), last})
+    worst = Worst()
+    for start in starts:
+        logits = decoder.step(StepPlan([StepRow(0, ids[:n], 0, n)]), displaced=start)
+        worst.see(scaled_error(logits, reference.logits(ids[:n], first=start)), f"position {start}")
+    text = f"largest error of the logits of {n} tokens at {len(starts)} places from position 0 to {last + n - 1}"
+    return at_most("far-positions", worst.error, FP32_LIMIT, worst.describe(text))
+
+
+def check_window(decoder: OnnxDecoder, reference: NumericReference, ids: Sequence[int]) -> Check:
+    """A prompt longer than the longest sliding window, in chunks; its last logits show what the window leaves out."""
+    for at in range(0, len(ids), WINDOW_CHUNK):
+        chunk = ids[at : at + WINDOW_CHUNK]
+        end = at + len(chunk) == len(ids)
+        logits = decoder.step(StepPlan([StepRow(0, chunk, at, min(len(chunk), FAR_TOKENS) if end else 0)]))
+    error = scaled_error(logits, reference.logits(ids, last=len(logits)))
+    text = f"largest error of the last logits of {len(ids)} tokens, which the longest sliding window does not span"
+    return at_most("sliding-window", error, FP32_LIMIT, text)
 
 
 def check_greedy(

@@ -31,7 +31,8 @@ class TorchReference:
     """
 
     def __init__(self, source: str, manifest: Manifest) -> None:
-        found = ModelSource.find(source)
+        revision = manifest.source.revision if source == manifest.source.id else None
+        found = ModelSource.find(source, revision=revision)
         if found.weights_sha256() != manifest.source.weights_sha256:
             raise VerificationError(
                 f"{source} has other weights than those the decoder was exported from ({manifest.source.id}); "
@@ -39,17 +40,31 @@ class TorchReference:
             )
         # Loaded here as any user would, and not by the exporter's code, whose mistakes it is to find.
         try:
-            model: Any = AutoModelForCausalLM.from_pretrained(found.path, dtype=torch.float32, local_files_only=True)
+            model: Any = AutoModelForCausalLM.from_pretrained(
+                found.path, dtype=torch.float32, local_files_only=True, trust_remote_code=False
+            )
         except Exception as error:  # safetensors, pickle and torch each raise their own
             raise SourceError(f"{source}: the reference cannot be loaded: {error}") from error
         self._model = model.eval()
-        self._tokenizer: Any = AutoTokenizer.from_pretrained(found.path)
+        self._tokenizer: Any = AutoTokenizer.from_pretrained(found.path, trust_remote_code=False)
 
     @torch.inference_mode()
-    def logits(self, ids: Sequence[int]) -> NDArray[np.float32]:
-        """Logits of every position, computed at once without a cache: `[tokens, vocab_size]`."""
-        out: NDArray[np.float32] = self._model(input_ids=torch.tensor([list(ids)]), use_cache=False).logits[0].numpy()
-        return out
+    def logits(self, ids: Sequence[int], *, first: int = 0, last: int = 0) -> NDArray[np.float32]:
+        """Logits computed at once without a cache: `[tokens, vocab_size]`.
+
+        Args:
+            ids: of a sequence.
+            first: position of its first token.
+            last: of how many last tokens the logits are wanted; 0 is all.
+        """
+        out: torch.Tensor = self._model(
+            input_ids=torch.tensor([list(ids)]),
+            position_ids=torch.arange(first, first + len(ids))[None],
+            use_cache=False,
+            logits_to_keep=last,
+        ).logits[0]
+        logits: NDArray[np.float32] = out.numpy()
+        return logits
 
     @torch.inference_mode()
     def keys_values(self, ids: Sequence[int]) -> LayerArrays:
@@ -70,7 +85,7 @@ class TorchReference:
             return None
         try:
             text: str = self._tokenizer.apply_chat_template(list(messages), tokenize=False, add_generation_prompt=True)
-        except TemplateError:
+        except (TemplateError, TypeError, ValueError, KeyError):  # as the served side refuses
             return None
         return text
 
