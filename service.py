@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 from collections.abc import AsyncGenerator
 from dataclasses import replace
-from typing import Annotated
+from http import HTTPStatus
 
 import bentoml
+from bentoml.exceptions import BentoMLException
 from pydantic import BaseModel, ConfigDict, Field
 
-from bento_kv import EngineConfig, EngineMetrics, OnnxDecoderRunnable, VerifiedDecoder, openai_app
+from bento_kv import EngineConfig, EngineMetrics, OnnxDecoderRunnable, RequireApiKey, VerifiedDecoder, openai_app
+from bento_kv.errors import DecoderError, EngineClosedError, QueueFullError, RequestError
 from bento_kv.plan import Exactness
 
 
@@ -31,7 +34,19 @@ class Arguments(BaseModel):
     exact: Exactness = Field("batch", description="batch or full")
 
 
+class Prompt(bentoml.IODescriptor):
+    """What `POST /generate` takes; the model's own defaults where a field is left out."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    prompt: str
+    max_tokens: int | None = Field(None, ge=1)
+    temperature: float | None = Field(None, ge=0, le=2)
+    seed: int | None = None
+
+
 arguments = bentoml.use_arguments(Arguments)
+decoder = VerifiedDecoder(arguments.model, precision=arguments.precision, max_length=arguments.max_length)
 
 
 def current_runnable() -> OnnxDecoderRunnable:
@@ -40,10 +55,7 @@ def current_runnable() -> OnnxDecoderRunnable:
     return runnable
 
 
-decoder = VerifiedDecoder(arguments.model, precision=arguments.precision, max_length=arguments.max_length)
-
-
-@bentoml.asgi_app(openai_app(current_runnable, api_key=os.environ.get("BENTO_KV_API_KEY") or None))
+@bentoml.asgi_app(openai_app(current_runnable))
 @bentoml.service(
     name="bento_kv",
     # Seconds to the first byte: a request may wait in the queue, whose length is bounded.
@@ -62,26 +74,35 @@ class LanguageModel:
         config = EngineConfig(
             slots=arguments.slots,
             exact=arguments.exact,
+            max_length=arguments.max_length,
             max_queue=arguments.max_queue,
             max_tokens=arguments.max_tokens,
             threads=arguments.threads,
         )
         self.runnable = OnnxDecoderRunnable(self.decoder, config, observer=EngineMetrics)
 
-    @bentoml.api
+    @bentoml.api(input_spec=Prompt)
     async def generate(
-        self,
-        prompt: str,
-        max_tokens: Annotated[int | None, Field(ge=1)] = None,
-        temperature: Annotated[float | None, Field(ge=0, le=2)] = None,
-        seed: int | None = None,
+        self, prompt: str, max_tokens: int | None, temperature: float | None, seed: int | None
     ) -> AsyncGenerator[str, None]:
         """Answer a prompt, as a stream of text."""
         asked = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}
         params = replace(self.runnable.defaults, **{name: value for name, value in asked.items() if value is not None})
-        async for output in self.runnable.generate(prompt, params):
-            if output.text:
-                yield output.text
+        begun = False
+        try:
+            async for text in self.runnable.stream_text(prompt, params):
+                begun = True
+                yield text
+        except RequestError as error:
+            raise BentoMLException(str(error), error_code=HTTPStatus.BAD_REQUEST) from error
+        except QueueFullError as error:
+            raise BentoMLException(str(error), error_code=HTTPStatus.TOO_MANY_REQUESTS) from error
+        except EngineClosedError as error:
+            raise BentoMLException(str(error), error_code=HTTPStatus.SERVICE_UNAVAILABLE) from error
+        except DecoderError as error:
+            if begun:  # BentoML ends a stream cleanly after an exception; only this cuts the connection
+                raise asyncio.CancelledError(str(error)) from error
+            raise
 
     @bentoml.on_shutdown
     def close(self) -> None:
@@ -92,3 +113,7 @@ class LanguageModel:
 
     def __is_ready__(self) -> bool:
         return self.runnable.engine.accepting
+
+
+if api_key := os.environ.get("BENTO_KV_API_KEY"):
+    LanguageModel.add_asgi_middleware(RequireApiKey, api_key=api_key)

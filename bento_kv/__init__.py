@@ -15,6 +15,7 @@ _HOME = {
     "EngineConfig": "bento_kv.engine.config",
     "EngineMetrics": "bento_kv.server.metrics",
     "OnnxDecoderRunnable": "bento_kv.runnable",
+    "RequireApiKey": "bento_kv.server.app",
     "VerifiedDecoder": "bento_kv.store",
     "get": "bento_kv.store",
     "load_model": "bento_kv.store",
@@ -26,6 +27,7 @@ __all__ = [
     "EngineConfig",
     "EngineMetrics",
     "OnnxDecoderRunnable",
+    "RequireApiKey",
     "VerifiedDecoder",
     "__version__",
     "get",
@@ -37,7 +39,7 @@ __all__ = [
 if TYPE_CHECKING:
     from bento_kv.engine.config import EngineConfig
     from bento_kv.runnable import OnnxDecoderRunnable
-    from bento_kv.server.app import openai_app
+    from bento_kv.server.app import RequireApiKey, openai_app
     from bento_kv.server.metrics import EngineMetrics
     from bento_kv.store import VerifiedDecoder, get, load_model, save_model
 

@@ -106,20 +106,23 @@ class OnnxDecoderRunnable(Runnable):
             async for output in stream:
                 yield output
 
-    @Runnable.method
-    async def complete(self, prompt: Prompt, params: SamplingParams | None = None) -> str:
-        """The whole answer as text; arguments and errors as `generate`.
+    async def stream_text(self, prompt: Prompt, params: SamplingParams | None = None) -> AsyncGenerator[str, None]:
+        """The answer's text, piece by piece; arguments and errors as `generate`.
 
         Raises:
             DecoderError: it failed or was aborted on the way.
         """
-        parts: list[str] = []
         async with contextlib.aclosing(self.generate(prompt, params)) as outputs:
             async for output in outputs:
-                parts.append(output.text)
+                if output.text:
+                    yield output.text
                 if output.finish_reason in ("error", "abort"):
                     raise DecoderError(output.error or "the request was aborted because the engine shut down")
-        return "".join(parts)
+
+    @Runnable.method
+    async def complete(self, prompt: Prompt, params: SamplingParams | None = None) -> str:
+        """The whole answer as text; arguments and errors as `stream_text`."""
+        return "".join([text async for text in self.stream_text(prompt, params)])
 
     def close(self, *, timeout: float | None = None) -> None:
         """Refuse new requests, let the accepted ones finish for `timeout` seconds, stop the engine."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import re
 import shutil
@@ -16,9 +17,9 @@ import bentoml
 from bentoml.exceptions import BentoMLException, NotFound
 from bentoml.models import BentoModel
 
-from bento_kv.errors import BentoKVError, IntegrityError, ManifestError, SourceError, VerificationError
+from bento_kv.errors import BentoKVError, IntegrityError, ManifestError, SourceError, VerificationError, first_line
 from bento_kv.manifest import MANIFEST_FILE, Manifest, Verification, sha256
-from bento_kv.source import ModelSource, hide_progress_bars
+from bento_kv.source import DEMO, ModelSource, hide_progress_bars
 
 MODULE = "bento_kv"
 
@@ -52,16 +53,17 @@ def check_proof(directory: Path) -> tuple[Manifest, Verification]:
     return manifest, record
 
 
-def save_model(name: str, directory: str | Path) -> bentoml.Model:
+def save_model(name: str, directory: str | Path, *, metadata: Mapping[str, str | int] | None = None) -> bentoml.Model:
     """Put a verified decoder directory into the BentoML model store.
 
     Args:
         name: of the model, a version may be given after a colon.
         directory: a decoder directory whose proof passed.
+        metadata: to be kept besides what the manifest says.
 
     Raises:
         ManifestError, IntegrityError, VerificationError: it has no proof, or not this one, or a failed one.
-        SourceError: the name is not one that BentoML takes.
+        SourceError: the name is not one that BentoML takes, or the store cannot be written.
     """
     path = Path(directory)
     manifest, record = check_proof(path)
@@ -73,12 +75,17 @@ def save_model(name: str, directory: str | Path) -> bentoml.Model:
         "max_length": manifest.max_length,
         "manifest_sha256": record.manifest_sha256,
         "bento_kv": manifest.versions["bento-kv"],
+        **(metadata or {}),
     }
     try:
         with bentoml.models.create(name, module=MODULE, labels={"framework": "bento_kv"}, metadata=facts) as model:
             shutil.copytree(path, model.path, dirs_exist_ok=True)
     except (BentoMLException, ValueError) as error:
         raise SourceError(f"the model store does not take {name!r}: {error}") from error
+    except OSError as error:
+        raise SourceError(
+            f"the model store cannot be written, is its disk full? {first_line(error)} (BENTOML_HOME says where it is)"
+        ) from error
     return get(model.tag)  # as it lies in the store; what was written to was a folder on the way there
 
 
@@ -146,7 +153,8 @@ class VerifiedDecoder(BentoModel):  # type: ignore[misc] # BentoML loads it lazi
         source: a Hugging Face model directory, a hub id, `demo`; or a decoder directory or a model store tag, which are
             taken as they are if they are proven.
         precision: of the weights.
-        max_length: positions of a slot, prompt and answer together; the model's own limit unless set.
+        max_length: positions of a slot, prompt and answer together; the model's own limit unless set. A decoder that is
+            taken as it is has to have as many; `EngineConfig.max_length` makes slots shorter.
         name: in the model store; made from the source unless given.
     """
 
@@ -195,7 +203,9 @@ class VerifiedDecoder(BentoModel):  # type: ignore[misc] # BentoML loads it lazi
 
     @property
     def _alias(self) -> str:
-        return f"bento_kv.{self.tag.name}"
+        # Two models of one name, of different owners, may be in one bento.
+        asked = f"{self.source}|{self.precision}|{self.max_length}"
+        return f"bento_kv.{self.tag.name}.{hashlib.sha256(asked.encode()).hexdigest()[:8]}"
 
     def _packed(self) -> bentoml.Model | None:
         """The version that this bento was built with. In a bento the alias is known, elsewhere it is not."""
@@ -207,15 +217,24 @@ class VerifiedDecoder(BentoModel):  # type: ignore[misc] # BentoML loads it lazi
     def _stored_or_made(self) -> bentoml.Model:
         path = Path(self.source).expanduser()
         if (path / MANIFEST_FILE).is_file():
-            return self._stored(
-                lambda facts: facts.get("manifest_sha256") == sha256(path / MANIFEST_FILE)
-            ) or save_model(str(self.tag), path)
-        if not path.exists() and "/" not in self.source and self.source != "demo":
+            self._insist(Manifest.read(path))
+            manifest = sha256(path / MANIFEST_FILE)
+            stored = self._stored(lambda facts: facts.get("manifest_sha256") == manifest)
+            return stored or save_model(str(self.tag), path)
+        if not path.exists() and "/" not in self.source and self.source != DEMO:
             stored = get(self.source)
-            check_proof(Path(stored.path))
+            self._insist(check_proof(Path(stored.path))[0])
             return stored
-        stored_decoder = self._stored(self._is_mine)
-        return stored_decoder if stored_decoder is not None else self._make()
+        return self._stored(self._is_mine) or self._make()
+
+    def _insist(self, manifest: Manifest) -> None:
+        """A decoder that is taken as it is has to be what was asked for."""
+        if manifest.precision != self.precision:
+            raise SourceError(f"{self.source} is {manifest.precision}, not {self.precision}; export it again")
+        if self.max_length is not None and self.max_length > manifest.max_length:
+            raise SourceError(
+                f"{self.source} was exported for {manifest.max_length} positions, not {self.max_length}; export it again"
+            )
 
     def _stored(self, wanted: Callable[[Mapping[str, Any]], bool]) -> bentoml.Model | None:
         """The newest stored decoder of our name that was made as asked; a damaged one is refused, not replaced."""
@@ -232,13 +251,13 @@ class VerifiedDecoder(BentoModel):  # type: ignore[misc] # BentoML loads it lazi
     def _is_mine(self, facts: Mapping[str, Any]) -> bool:
         from bento_kv import __version__
 
-        asked = {"source": self.source, "precision": self.precision, "bento_kv": __version__}
+        asked = {"precision": self.precision, "asked_max_length": self.max_length or 0, "bento_kv": __version__}
         if any(facts.get(key) != value for key, value in asked.items()):
             return False
-        if self.max_length is not None and facts.get("max_length") != self.max_length:
-            return False
-        weights = _local_weights(self.source)
-        return weights is None or facts.get("weights_sha256") == weights
+        if self.source != DEMO and not Path(self.source).expanduser().is_dir():
+            return facts.get("source") == self.source  # of the hub, which is not asked whether it has changed
+        found = ModelSource.find(self.source)
+        return facts.get("source") == found.id and facts.get("weights_sha256") == found.weights_sha256()
 
     def _make(self) -> bentoml.Model:
         """Export, prove, store: the build hook proper."""
@@ -259,7 +278,7 @@ class VerifiedDecoder(BentoModel):  # type: ignore[misc] # BentoML loads it lazi
             export(self.source, directory, precision=self.precision, max_length=self.max_length, progress=_say)
             logger.info("Proving it.")
             record = prove(directory, lambda manifest: TorchReference(self.source, manifest), progress=_say)
-            model = save_model(str(self.tag), directory)
+            model = save_model(str(self.tag), directory, metadata={"asked_max_length": self.max_length or 0})
             logger.info("Proven in %s s, stored as %s.", record.seconds, model.tag)
             return model
 
@@ -278,13 +297,6 @@ def store_name(source: str, precision: str, max_length: int | None) -> str:
     """A name that the model store takes: lower case, no slashes, one for each way to make a decoder of the source."""
     stem = re.sub(r"[^a-z0-9._-]+", "-", source.rstrip("/").split("/")[-1].lower()).strip("-._") or "decoder"
     return "-".join(["bento-kv", stem, precision, *([str(max_length)] if max_length else [])])
-
-
-def _local_weights(source: str) -> str | None:
-    """Hash of the source's weights if they are on this machine; a hub is not asked."""
-    if source != "demo" and not Path(source).expanduser().is_dir():
-        return None
-    return ModelSource.find(source).weights_sha256()
 
 
 def _say(what: str) -> None:

@@ -26,6 +26,7 @@ def test_the_public_surface() -> None:
         "EngineConfig",
         "EngineMetrics",
         "OnnxDecoderRunnable",
+        "RequireApiKey",
         "VerifiedDecoder",
         "__version__",
         "get",

@@ -71,6 +71,11 @@ class Engine:
         return self._limits.max_length
 
     @property
+    def places(self) -> int:
+        """Requests that may be alive at once: those with a slot and those that wait for one."""
+        return self._places
+
+    @property
     def alive(self) -> bool:
         """The thread runs and has not failed."""
         return self._thread is not None and self._thread.is_alive() and not self._failed

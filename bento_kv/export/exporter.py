@@ -25,7 +25,7 @@ from bento_kv.source import ModelSource
 
 DEFAULT_OPSET = 23
 MIN_OPSET = 23  # torch's exporter writes RMSNormalization and RotaryEmbedding, which came with it
-_FULL = 2**20  # bytes left on a disk that nothing more fits on
+MIN_LENGTH = 32  # shorter ones leave the proof nothing to cut into steps
 _PACKAGES = ("torch", "transformers", "onnx", "onnxscript", "onnx-ir", "onnxruntime", "numpy")
 
 Progress = Callable[[str], None]
@@ -118,9 +118,9 @@ def check_target(directory: Path, *, force: bool) -> None:
 def _length(source: ModelSource, facts: Survey, asked: int | None) -> int:
     if asked is None:
         return facts.max_length
-    if not 2 <= asked <= facts.max_length:
+    if not MIN_LENGTH <= asked <= facts.max_length:
         raise ExportError(
-            f"{source.id}: max length {asked} is not between 2 and the model's {facts.max_length} positions"
+            f"{source.id}: max length {asked} is not between {MIN_LENGTH} and the model's {facts.max_length} positions"
         )
     return asked
 
@@ -146,10 +146,11 @@ def _staged(directory: Path, *, force: bool) -> Iterator[Path]:
             shutil.rmtree(directory)
         staging.rename(directory)
     except OSError as error:
-        free = shutil.disk_usage(directory.parent).free
-        if error.errno == errno.ENOSPC or free < _FULL:  # numpy's writer says only that it could not write
+        if error.errno in (errno.ENOSPC, None):  # numpy's writer gives no number, only that it could not write
+            free = shutil.disk_usage(directory.parent).free
             raise ExportError(
-                f"the disk of {directory.parent} is full ({free // 2**20} MiB left); free some room or export elsewhere"
+                f"the disk of {directory.parent} is full ({free // 2**20} MiB are left without what was written); free "
+                "some room or export elsewhere"
             ) from error
         raise ExportError(f"{directory} cannot be written: {error.strerror or error}") from error
     finally:

@@ -12,7 +12,7 @@ from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from bento_kv.server import prompts
 from bento_kv.server.backend import Backend
@@ -78,13 +78,15 @@ class _Endpoint:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         exchange = Exchange(scope, receive, send)
-        with suppress(Disconnected):  # nobody is left to answer
+        try:
             try:
                 await self._handler_for(exchange)(exchange)
             except Disconnected:
                 raise
             except Exception as error:  # noqa: BLE001 - each becomes an answer, and the log has what is unexpected
                 await exchange.send_problem(problem_of(error, request_id=exchange.id))
+        except Disconnected:
+            await exchange.abandon()
 
     def _handler_for(self, exchange: Exchange) -> Handler:
         if self._key is not None and not _authorized(exchange, self._key):
@@ -94,6 +96,30 @@ class _Endpoint:
         if exchange.method not in self._handlers:
             raise method_not_allowed(exchange.method, exchange.path, ", ".join(self._handlers))
         return self._handlers[exchange.method]
+
+
+class RequireApiKey:
+    """ASGI middleware that asks for the key on every path but those that orchestrators probe.
+
+    Args:
+        app: what is protected.
+        api_key: what clients have to send as `Authorization: Bearer KEY`.
+    """
+
+    OPEN = frozenset({"/livez", "/readyz", "/healthz", "/metrics"})
+
+    def __init__(self, app: ASGIApp, *, api_key: str) -> None:
+        self._app = app
+        self._key = api_key.encode("utf-8")
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["path"] not in self.OPEN:
+            exchange = Exchange(scope, receive, send)
+            if not _authorized(exchange, self._key):
+                with suppress(Disconnected):
+                    await exchange.send_problem(unauthorized())
+                return
+        await self._app(scope, receive, send)
 
 
 def _authorized(exchange: Exchange, key: bytes) -> bool:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import asyncio
 import uuid
 from collections.abc import Awaitable, Coroutine, Mapping
+from contextlib import suppress
 from typing import Any, TypeVar
 
 from starlette.datastructures import Headers
@@ -24,6 +25,9 @@ T = TypeVar("T")
 def new_request_id() -> str:
     """A name for the log and for `x-request-id`."""
     return f"req_{uuid.uuid4().hex}"
+
+
+CLIENT_CLOSED_REQUEST = 499  # nginx's status for a client that left; nobody reads it but the access log
 
 
 class Disconnected(Exception):
@@ -42,6 +46,7 @@ class Exchange:
         self._receive = receive
         self._send = send
         self._streaming = False
+        self._started = False
 
     async def read_body(self, limit: int) -> bytes:
         """The body.
@@ -118,7 +123,15 @@ class Exchange:
         else:
             await self.send_json(problem.body, status=problem.status, headers=problem.headers)
 
+    async def abandon(self) -> None:
+        """Nobody is left to answer. An answer is begun all the same: middleware that times the first byte would wait."""
+        if not self._started:
+            with suppress(Disconnected):
+                await self._start(CLIENT_CLOSED_REQUEST, {"content-length": "0"})
+                await self._to_client({"type": "http.response.body", "body": b""})
+
     async def _start(self, status: int, headers: Mapping[str, str]) -> None:
+        self._started = True
         lines = {**headers, "x-request-id": self.id}
         encoded = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in lines.items()]
         await self._to_client({"type": "http.response.start", "status": status, "headers": encoded})

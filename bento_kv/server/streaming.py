@@ -153,6 +153,12 @@ def _streams(
     """A stream for each choice, prompt by prompt."""
     params = [sampling_params(request, backend.defaults, choice=number) for number in range(request.choices)]
     pairs = [(prompt, choice) for prompt in prompts for choice in params]
+    if len(pairs) > backend.engine.places:
+        raise RequestError(
+            f"{len(prompts)} prompts with {len(params)} choices each are {len(pairs)} answers, and this server takes "
+            f"{backend.engine.places} at once; ask for fewer",
+            param="n" if len(params) > 1 else "prompt",
+        )
     return [
         open_stream(backend.engine, prompt.ids, choice, f"{answer_id}-{index}")
         for index, (prompt, choice) in enumerate(pairs)

@@ -74,7 +74,7 @@ def test_a_proof_that_fails_is_exit_1(tiny_source: Path, tiny_decoder: Path) -> 
         (["export", "no-such-model", "-o", "{tmp}/d"], "'no-such-model' is not a model directory"),
         (["export", "nobody/nothing", "-o", "{tmp}/d"], "the hub did not give it"),
         (["export", "demo", "-o", "{tmp}/d", "--precision", "int3"], "int3"),
-        (["export", "demo", "-o", "{tmp}/d", "--max-length", "99999"], "between 2 and the model's 1024"),
+        (["export", "demo", "-o", "{tmp}/d", "--max-length", "99999"], "between 32 and the model's 1024"),
         (["export", "demo", "-o", "/proc/nowhere/d"], "cannot be written"),
         (["export", "demo"], "Missing option"),
         (["verify", "{tmp}"], "has no manifest.json"),

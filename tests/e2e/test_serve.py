@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -98,6 +99,39 @@ def test_the_native_endpoint_streams_text(server: Server) -> None:
         assert "".join(response.iter_text()).strip() == "42"
 
 
+@pytest.mark.parametrize(
+    ("body", "status", "message"),
+    [
+        ({"prompt": "Hi", "max_tokens": 5000}, 400, "1024"),
+        ({"prompt": "x" * 2000}, 400, "1024"),
+        ({"prompt": "Hi", "max_tokens": 0}, 400, "max_tokens"),
+        ({"prompt": "Hi", "top_k": 3}, 400, "top_k"),
+        ({}, 400, "prompt"),
+    ],
+)
+def test_the_native_endpoint_says_what_is_wrong(
+    server: Server, body: dict[str, object], status: int, message: str
+) -> None:
+    response = httpx.post(f"{server.url}/generate", json=body, timeout=60)
+    assert response.status_code == status
+    assert message in response.text
+
+
+def test_clients_that_leave_before_an_answer_leave_nothing_behind(server: Server) -> None:
+    """BentoML's own count of requests in progress goes back to none, and with it the server's readiness to end."""
+    body = {"model": "demo", "prompt": "Hello", "max_tokens": 1000, "ignore_eos": True}
+    for _ in range(5):
+        with pytest.raises(httpx.ReadTimeout):
+            httpx.post(f"{server.url}/v1/completions", json=body, timeout=0.2)
+    for _ in range(600):
+        lines = httpx.get(f"{server.url}/metrics").text.splitlines()
+        counts = [line for line in lines if "in_progress" in line and '"/v1/completions"' in line]
+        if counts and all(line.endswith(" 0.0") for line in counts):
+            return
+        time.sleep(0.1)
+    pytest.fail("\n".join(counts))
+
+
 def test_the_worker_has_no_torch(server: Server) -> None:
     workers = server.workers()
     assert workers
@@ -161,6 +195,8 @@ def test_a_key_is_asked_for_when_one_is_set(tmp_path: Path) -> None:
             openai.OpenAI(base_url=f"{server.url}/v1", api_key="wrong").models.list()
         models = openai.OpenAI(base_url=f"{server.url}/v1", api_key="secret").models.list()
         assert [model.id for model in models] == ["demo"]
+        assert httpx.post(f"{server.url}/generate", json={"prompt": SUM}).status_code == 401
+        assert httpx.get(f"{server.url}/metrics").status_code == 200
 
 
 @pytest.mark.parametrize(

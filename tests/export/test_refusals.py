@@ -141,8 +141,8 @@ def test_a_target_that_exists_is_kept(tiny_source: Path, tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"max_length": 129}, "between 2 and the model's 128"),
-        ({"max_length": 1}, "between 2 and"),
+        ({"max_length": 129}, "between 32 and the model's 128"),
+        ({"max_length": 1}, "between 32 and"),
         ({"opset": 22}, "opset 22 is not between 23"),
         ({"opset": 99}, "opset 99"),
         ({"precision": "int3"}, "int3"),

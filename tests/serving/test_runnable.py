@@ -76,7 +76,8 @@ def test_after_close_requests_are_refused(tiny_decoder: Path) -> None:
         ({}, (0.0, 0, 1.0, 1.0)),
         ({"temperature": 0.7, "top_p": 0.8}, (0.0, 0, 1.0, 1.0)),
         ({"do_sample": True, "temperature": 0.7, "top_k": 20, "top_p": 0.8}, (0.7, 20, 0.8, 1.0)),
-        ({"do_sample": True, "top_k": None, "repetition_penalty": 1.1}, (1.0, 0, 1.0, 1.1)),
+        ({"do_sample": True, "top_k": 0, "repetition_penalty": 1.1}, (1.0, 0, 1.0, 1.1)),
+        ({"do_sample": True}, (1.0, 50, 1.0, 1.0)),
     ],
 )
 def test_defaults_are_the_models_own(
@@ -86,6 +87,12 @@ def test_defaults_are_the_models_own(
     defaults = read_defaults(tiny_decoder, Manifest.read(tiny_decoder))
     assert (defaults.temperature, defaults.top_k, defaults.top_p, defaults.repetition_penalty) == expected
     assert defaults.stop_token_ids == {257}
+
+
+def test_defaults_that_are_no_numbers(tiny_decoder: Path) -> None:
+    (tiny_decoder / "generation_config.json").write_text('{"do_sample": true, "temperature": "warm"}')
+    with pytest.raises(ManifestError, match=r"no number where one is wanted.*warm"):
+        read_defaults(tiny_decoder, Manifest.read(tiny_decoder))
 
 
 def test_defaults_that_cannot_be_read(tiny_decoder: Path) -> None:
