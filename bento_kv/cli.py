@@ -6,6 +6,7 @@ Exit codes: 0 success; 1 the thing checked is not right; 2 it could not be done.
 from __future__ import annotations
 
 import json
+import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 import click
 
 from bento_kv import __version__
-from bento_kv.errors import BentoKVError, IntegrityError, VerificationError
+from bento_kv.errors import BentoKVError, IntegrityError, VerificationError, first_line
 from bento_kv.source import hide_progress_bars
 
 NOT_RIGHT = 1
@@ -47,6 +48,13 @@ class _Group(click.Group):
         except KeyboardInterrupt:
             click.echo("Interrupted", err=True)
             ctx.exit(130)
+        except (click.ClickException, click.exceptions.Exit, click.Abort):
+            raise
+        except Exception as error:
+            if ctx.params.get("debug"):
+                raise
+            click.echo(f"Error: {type(error).__name__}: {first_line(error)} (--debug shows where)", err=True)
+            ctx.exit(NOT_DONE)
 
 
 @click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
@@ -55,6 +63,8 @@ class _Group(click.Group):
 def main(debug: bool) -> None:  # `debug` is read where errors are caught
     """Export, prove and serve language models from ONNX on BentoML."""
     hide_progress_bars()
+    # As an exception, so that what is half done is cleaned up.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
 
 
 def _as_json(function: Callable[..., Any]) -> Callable[..., Any]:

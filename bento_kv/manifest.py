@@ -10,6 +10,7 @@ import hashlib
 import json
 import platform
 from collections.abc import Iterable
+from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
 from typing import Literal, Self, TypeVar
@@ -190,7 +191,7 @@ class Verification(_Record):
 
 def _read(record: type[R], path: Path, *, remedy: str) -> R:
     try:
-        return record.model_validate_json(path.read_text())
+        return record.model_validate_json(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ManifestError(f"{path.parent} has no {path.name}; {remedy}") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -204,8 +205,13 @@ def _read(record: type[R], path: Path, *, remedy: str) -> R:
 def _write(record: _Record, path: Path) -> None:
     document = record.model_dump(mode="json", by_alias=True)
     beside = path.with_suffix(".tmp")
-    beside.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n")
-    beside.replace(path)
+    try:
+        beside.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        beside.replace(path)
+    except OSError as error:
+        with suppress(OSError):
+            beside.unlink(missing_ok=True)
+        raise ManifestError(f"{path} cannot be written: {error.strerror}") from error
 
 
 def sha256(path: Path) -> str:

@@ -134,7 +134,7 @@ def locate(target: str | Path | bentoml.Model) -> Path:
     if isinstance(target, bentoml.Model):
         return Path(target.path)
     path = Path(target).expanduser()
-    if path.is_dir():
+    if str(target) and path.is_dir():
         return path
     if path.exists() or "/" in str(target):
         raise SourceError(f"{target} is not a directory; give a decoder directory or a model store tag")

@@ -71,7 +71,7 @@ def export(
     config = load_config(found)
     tokenizer = load_tokenizer(found)
     generation = load_generation_config(found, config)
-    model = load_model(found, config)
+    model = load_model(found, config, progress)
     facts = survey(model)
     length = _length(found, facts, max_length)
     with _staged(directory, force=force) as staging:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,7 +47,7 @@ def load_config(source: ModelSource) -> PreTrainedConfig:
         config: PreTrainedConfig = AutoConfig.from_pretrained(
             source.path, local_files_only=True, trust_remote_code=False
         )
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:  # transformers raises nearly anything here, from OSError to TypeError
         if "trust_remote_code" in str(error):
             raise UnsupportedArchitecture(
                 f"{source.id}: its architecture is not in transformers but in code that comes with the model, which is "
@@ -61,7 +62,7 @@ def load_config(source: ModelSource) -> PreTrainedConfig:
     return config
 
 
-def load_model(source: ModelSource, config: PreTrainedConfig) -> Any:
+def load_model(source: ModelSource, config: PreTrainedConfig, progress: Callable[[str], None]) -> Any:
     """The model in fp32, ready for inference, its attention replaced by the one that surveys.
 
     Raises:
@@ -90,6 +91,9 @@ def load_model(source: ModelSource, config: PreTrainedConfig) -> Any:
         raise SourceError(
             f"{source.id}: its weights lack {len(missing)} tensors that config.json asks for, {missing[0]} first"
         )
+    unexpected = sorted(info["unexpected_keys"])
+    if unexpected:
+        progress(f"leaving out {len(unexpected)} tensors that config.json has no place for, {unexpected[0]} first")
     return model.eval()
 
 
@@ -155,7 +159,10 @@ def _geometry(name: str, layers: int, found: dict[int, attention.AttentionShape]
 
 
 def _positions(config: PreTrainedConfig) -> int:
-    limit = int(config.max_position_embeddings)
+    positions = getattr(config, "max_position_embeddings", None)
+    if positions is None:
+        raise UnsupportedArchitecture(f"{config.model_type} does not say how many positions it has")
+    limit = int(positions)
     rotary = getattr(config, "rope_parameters", None) or {}
     # One dictionary, or one by kind of layer.
     for parameters in (rotary, *(v for v in rotary.values() if isinstance(v, dict))):

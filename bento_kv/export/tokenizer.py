@@ -8,7 +8,8 @@ from typing import Any
 
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedConfig
 
-from bento_kv.errors import ExportError, first_line
+from bento_kv.chat_template import ChatTemplate
+from bento_kv.errors import ExportError, SourceError, first_line
 from bento_kv.manifest import TokenIds
 from bento_kv.source import ModelSource
 
@@ -36,14 +37,20 @@ def load_tokenizer(source: ModelSource) -> Any:
 
 def load_generation_config(source: ModelSource, config: PreTrainedConfig) -> GenerationConfig:
     """The source's generation defaults, or what its configuration implies."""
-    if (source.path / "generation_config.json").is_file():
+    if not (source.path / "generation_config.json").is_file():
+        return GenerationConfig.from_model_config(config)
+    try:
         return GenerationConfig.from_pretrained(source.path)
-    return GenerationConfig.from_model_config(config)
+    except (OSError, ValueError, TypeError) as error:
+        raise SourceError(f"{source.id}: its generation_config.json cannot be read: {first_line(error)}") from error
 
 
 def write_companions(source: ModelSource, tokenizer: Any, generation: GenerationConfig, directory: Path) -> None:
     """Write `tokenizer.json`, `tokenizer_config.json`, `chat_template.jinja` (if there is one) and both configs."""
     tokenizer.save_pretrained(directory)
+    template = directory / "chat_template.jinja"
+    if template.is_file():
+        ChatTemplate(template.read_text(encoding="utf-8"), {})  # refuses one that is not valid
     shutil.copyfile(source.path / "config.json", directory / "config.json")
     original = source.path / "generation_config.json"
     if original.is_file():

@@ -52,9 +52,12 @@ class Exchange:
         """The body.
 
         Raises:
-            Problem: it is larger than `limit` bytes; no more than that is read, whatever Content-Length says.
+            Problem: it is larger than `limit` bytes, or Content-Length says so; no more is read in any case.
             Disconnected: the client left before its end.
         """
+        declared = self.headers.get("content-length", "")
+        if declared.isascii() and declared.isdigit() and int(declared) > limit:
+            raise too_large(limit)
         body = bytearray()
         while True:
             message = await self._receive()

@@ -80,7 +80,9 @@ def prove(
             if decoder is not None and all(check.passed for check in [*export, *loop]):
                 golden = tuple(record_golden(decoder, prompt, GOLDEN_STEPS) for prompt in probes.prompts)
         except DecoderError as error:
-            export.append(Check(id="runs", passed=False, measured=None, limit=None, explain=str(error)))
+            # Until the decoder has been compared with torch step by step, what fails is the graph.
+            failed = Check(id="runs", passed=False, measured=None, limit=None, explain=str(error))
+            (loop if any(check.id == "decode-logits" for check in export) else export).append(failed)
     record = Verification(
         passed=bool(loop) and all(check.passed for check in [*export, *loop]),
         manifest_sha256=contract.sha256(directory / contract.MANIFEST_FILE),

@@ -45,6 +45,19 @@ def test_law_2_alone_equals_together_bit_for_bit(demo_decoder: Path, exact: Exac
     assert check.measured == 0.0, check.explain
 
 
+@pytest.mark.parametrize("exact", ["batch", "full"])
+def test_where_a_prompt_ends_does_not_change_a_bit(demo_decoder: Path, exact: Exactness) -> None:
+    """At every length: the attention operator works in blocks, and a block of one query would be computed otherwise."""
+    decoder = _decoder(demo_decoder, exact, 2)
+    ids = _ids(decoder)
+    whole = decoder.step(StepPlan([StepRow(0, ids, 0, TOKENS)])).copy()
+    lengths = range(2, TOKENS + 1)
+    differing = [
+        n for n in lengths if not np.array_equal(decoder.step(StepPlan([StepRow(1, ids[:n], 0)]))[0], whole[n - 1])
+    ]
+    assert differing == []
+
+
 def test_threads_do_not_change_a_bit(demo_decoder: Path) -> None:
     one, two = _decoder(demo_decoder, "full", 1), _decoder(demo_decoder, "full", 2)
     plan = StepPlan([StepRow(0, _ids(one), 0, TOKENS)])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import bentoml
 import pytest
@@ -52,6 +53,32 @@ def _missing_file(directory: Path) -> None:
     (directory / "tokenizer.json").unlink()
 
 
+def _added_template(directory: Path) -> None:
+    (directory / "added.jinja").write_text("{{ messages }}")
+
+
+def _claims(change: Callable[[dict[str, Any]], None]) -> Callable[[Path], None]:
+    def damage(directory: Path) -> None:
+        path = directory / "verification.json"
+        record = json.loads(path.read_text())
+        change(record)
+        path.write_text(json.dumps(record))
+
+    return damage
+
+
+def _failed_check(record: dict[str, Any]) -> None:
+    record["export"]["checks"][3]["passed"] = False
+
+
+def _no_golden(record: dict[str, Any]) -> None:
+    record["golden"] = []
+
+
+def _loose_golden(record: dict[str, Any]) -> None:
+    record["golden_limit"] = 1e9
+
+
 def _cut_manifest(directory: Path) -> None:
     (directory / "manifest.json").write_text('{"schema": "bento_kv.manifest/1"}')
 
@@ -64,10 +91,14 @@ DAMAGES: list[tuple[Callable[[Path], None], type[BentoKVError], str]] = [
     (_other_scale, IntegrityError, "manifest was changed after the proof"),
     (_missing_file, IntegrityError, r"tokenizer\.json is missing"),
     (_cut_manifest, ManifestError, "not valid at source"),
+    (_added_template, IntegrityError, r"added\.jinja is not in the manifest"),
+    (_claims(_failed_check), ManifestError, "it says passed, and its checks do not"),
+    (_claims(_no_golden), ManifestError, "it has no golden prompts"),
+    (_claims(_loose_golden), ManifestError, "not valid at golden_limit"),
 ]
 
 
-@pytest.mark.parametrize(("damage", "error", "message"), DAMAGES, ids=[d[0].__name__.strip("_") for d in DAMAGES])
+@pytest.mark.parametrize(("damage", "error", "message"), DAMAGES)
 def test_what_is_not_proven_is_refused_by_save_and_at_load(
     damage: Callable[[Path], None], error: type[BentoKVError], message: str, tiny_decoder: Path
 ) -> None:

@@ -23,7 +23,7 @@ def test_made_once_then_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     source = save_model(tmp_path / "once", "llama")
     first = VerifiedDecoder(str(source)).to_info()
     assert first.tag.name == "bento-kv-once-fp32"
-    assert first.alias == "bento_kv.bento-kv-once-fp32"
+    assert first.alias.startswith("bento_kv.bento-kv-once-fp32.")
     monkeypatch.setattr("bento_kv.export.exporter.export", _fail_to_make)
     assert VerifiedDecoder(str(source)).to_info().tag == first.tag
     assert VerifiedDecoder(str(source)).resolve().tag == first.tag
@@ -71,6 +71,22 @@ def test_decoder_directories_and_tags_are_taken_as_they_are(tiny_decoder: Path) 
     from_directory = VerifiedDecoder(str(tiny_decoder), name="tiny-by-directory").resolve()
     assert from_directory.tag.name == "tiny-by-directory"
     assert VerifiedDecoder(str(tiny_decoder), name="tiny-by-directory").resolve().tag == from_directory.tag
+
+
+def test_models_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    one, other = (save_model(tmp_path / owner / "llama", "llama", seed=s) for s, owner in enumerate(("a", "b")))
+    references = [VerifiedDecoder(str(source)) for source in (one, other)]
+    infos = [reference.to_info() for reference in references]
+    assert infos[0].alias != infos[1].alias
+    assert infos[0].tag != infos[1].tag
+    assert [reference.to_info().tag for reference in references] == [info.tag for info in infos]
+
+
+def test_what_is_taken_as_it_is_has_to_be_what_was_asked_for(tiny_decoder: Path) -> None:
+    with pytest.raises(RefusedDecoder, match="exported for 128 positions, not 256"):
+        VerifiedDecoder(str(tiny_decoder), max_length=256).to_info()
+    with pytest.raises(RefusedDecoder, match="is fp32, not int4"):
+        VerifiedDecoder(str(tiny_decoder), precision="int4").to_info()
 
 
 def test_a_damaged_decoder_directory_is_refused(tiny_decoder: Path) -> None:

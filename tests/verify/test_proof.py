@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from bento_kv.errors import VerificationError
+from bento_kv.export.exporter import export
 from bento_kv.manifest import Manifest, Verification, sha256
 from bento_kv.verify.parity import TorchReference
 from bento_kv.verify.proof import prove
@@ -86,6 +88,31 @@ def test_a_fault_of_the_export_fails_the_proof(
     assert not record.export.passed
     assert checks <= _failed(record), render(record)
     assert Verification.read(tiny_decoder) == record
+
+
+def test_wrong_positions_far_away_and_a_wrong_window_fail_the_proof(tmp_path: Path) -> None:
+    """Beyond what the other probes reach: position 700 of 1024, and a window of 400."""
+    source = save_model(tmp_path / "source", "mistral", max_position_embeddings=1024, sliding_window=400)
+    export(str(source), tmp_path / "decoder")
+    assert _prove(tmp_path / "decoder", source).passed
+
+    def widen(model: onnx.ModelProto) -> None:
+        for node in attention_nodes(model):
+            set_attribute(node, "local_window_size", 1000)
+
+    shutil.copytree(tmp_path / "decoder", tmp_path / "wide")
+    change_graph(tmp_path / "wide", widen, manifest={})
+    assert _failed(_prove(tmp_path / "wide", source)) >= {"sliding-window"}
+
+    def forget(model: onnx.ModelProto) -> None:
+        for tensor in model.graph.initializer:
+            if tensor.name.startswith("rotary_table") and len(tensor.dims) == 2:
+                table = numpy_helper.to_array(tensor, base_dir=str(tmp_path / "decoder")).copy()
+                table[700:] = 0
+                tensor.CopyFrom(numpy_helper.from_array(table, tensor.name))
+
+    change_graph(tmp_path / "decoder", forget, manifest={})
+    assert _failed(_prove(tmp_path / "decoder", source)) >= {"far-positions"}
 
 
 def test_one_weight_that_is_off_fails_the_proof(tiny_source: Path, tiny_decoder: Path) -> None:
