@@ -18,7 +18,7 @@ import onnx_ir as ir
 from bento_kv import manifest as contract
 from bento_kv.errors import ExportError
 from bento_kv.export.graph import optimize
-from bento_kv.export.model import Survey, load_config, load_model, survey
+from bento_kv.export.model import Survey, fix_rotary, load_config, load_model, survey
 from bento_kv.export.tokenizer import load_generation_config, load_tokenizer, token_ids, write_companions
 from bento_kv.export.tracing import to_onnx
 from bento_kv.source import ModelSource
@@ -73,6 +73,7 @@ def export(
     generation = load_generation_config(found, config)
     model = load_model(found, config, progress)
     facts = survey(model)
+    fix_rotary(model)
     length = _length(found, facts, max_length)
     with _staged(directory, force=force) as staging:
         progress(f"tracing {type(model).__name__}, {len(facts.layers)} layers")

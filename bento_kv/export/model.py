@@ -172,5 +172,20 @@ def _positions(config: PreTrainedConfig) -> int:
     return limit
 
 
+def fix_rotary(model: PreTrainedModel) -> None:
+    """Take out what changes rotary frequencies with the length; within `Survey.max_length` they are the first ones."""
+    module: Any
+    for module in model.modules():
+        kind = getattr(module, "rope_type", None)
+        if isinstance(kind, dict):
+            module.rope_type = {name: _fixed(each) for name, each in kind.items()}
+        elif isinstance(kind, str):
+            module.rope_type = _fixed(kind)
+
+
+def _fixed(kind: str) -> str:
+    return "default" if kind in _LENGTH_DEPENDENT_ROTARY else kind
+
+
 def _own_attention(name: str) -> str:
     return f"{name} has attention code of its own, outside transformers' attention interface"

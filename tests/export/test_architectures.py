@@ -50,10 +50,14 @@ def test_rotary_that_changes_with_the_length_is_limited_to_what_it_was_trained_f
     rope = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0, "original_max_position_embeddings": 64}
     source = save_model(tmp_path / "source", "llama", rope_parameters=rope)
     assert export(str(source), tmp_path / "decoder").max_length == 64
+    record = prove(tmp_path / "decoder", lambda manifest: TorchReference(str(source), manifest))
+    assert record.passed, render(record)
 
 
 def test_head_size_and_heads_need_not_divide_the_hidden_size(tmp_path: Path) -> None:
-    source = save_model(tmp_path / "source", "llama", head_dim=24, num_attention_heads=6, num_key_value_heads=3)
+    source = save_model(
+        tmp_path / "source", "llama", hidden_size=48, head_dim=24, num_attention_heads=6, num_key_value_heads=3
+    )
     manifest = export(str(source), tmp_path / "decoder")
     assert [(layer.kv_heads, layer.head_dim) for layer in manifest.layers] == [(3, 24), (3, 24)]
     assert prove(tmp_path / "decoder", lambda manifest: TorchReference(str(source), manifest)).passed

@@ -164,9 +164,20 @@ def test_a_full_queue_is_429_with_retry_after(own_world: World, stream: bool) ->
     own_world.wait_until_idle()
 
 
-def test_more_choices_than_places_leave_none_behind(own_world: World) -> None:
-    with own_world.client() as client, pytest.raises(openai.RateLimitError):
+def test_more_choices_than_places_can_never_be_served(own_world: World) -> None:
+    with own_world.client() as client, pytest.raises(openai.BadRequestError, match="takes 3 at once") as caught:
         client.completions.create(**ENDLESS, n=5, stream=True)
+    assert caught.value.param == "n"
+    own_world.wait_until_idle()
+
+
+def test_more_choices_than_free_places_leave_none_behind(own_world: World) -> None:
+    occupying = send(own_world, {**ENDLESS, "n": 2})
+    own_world.wait_until(lambda stats: stats.running + stats.waiting == 2)
+    with own_world.client() as client, pytest.raises(openai.RateLimitError):
+        client.completions.create(**ENDLESS, n=3, stream=True)
+    own_world.wait_until(lambda stats: stats.running + stats.waiting == 2)
+    occupying.close()
     own_world.wait_until_idle()
 
 
