@@ -14,8 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 from bento_kv.errors import SourceError, VerificationError
 from bento_kv.manifest import Manifest
 from bento_kv.source import ModelSource
-
-LayerArrays = list[tuple[NDArray[np.float32], NDArray[np.float32]]]
+from bento_kv.verify.numeric import LayerArrays
 
 
 class TorchReference:
