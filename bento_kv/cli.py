@@ -6,17 +6,24 @@ Exit codes: 0 success; 1 the thing checked is not right; 2 it could not be done.
 from __future__ import annotations
 
 import json
+import shlex
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 import click
 
 from bento_kv import __version__
-from bento_kv.errors import BentoKVError, IntegrityError, VerificationError, first_line
+from bento_kv.errors import BentoKVError, DecoderError, IntegrityError, ManifestError, VerificationError, first_line
 from bento_kv.source import hide_progress_bars
+
+if TYPE_CHECKING:
+    from bento_kv.repair.records import Repair
+    from bento_kv.verify.diagnosis import Diagnosis
+    from bento_kv.verify.reference import NumericReference
 
 NOT_RIGHT = 1
 NOT_DONE = 2
@@ -39,6 +46,7 @@ class _Group(click.Group):
                 "onnx",
                 "onnxscript",
                 "onnx_ir",
+                "rich",
                 "safetensors",
                 "transformers",
             ):
@@ -99,16 +107,28 @@ def export(source: str, directory: Path, force: bool, as_json: bool, **options: 
 @click.option("--reference", help="Where the original weights are; what the manifest names unless given.")
 @click.option("--html", type=click.Path(dir_okay=False, writable=True, path_type=Path), help="Also write a page.")
 @click.option("--threads", type=click.IntRange(min=1), help="Of the model; as many as there are CPUs unless set.")
+@click.option(
+    "--max-length", type=int, help="Positions of another exporter's decoder; the model's own limit unless set."
+)
 @_as_json
-def verify(target: str, reference: str | None, html: Path | None, threads: int | None, as_json: bool) -> None:
-    """Prove TARGET, a decoder directory or a model store tag, and write its verification.json."""
-    from bento_kv.manifest import Manifest
+def verify(
+    target: str, reference: str | None, html: Path | None, threads: int | None, max_length: int | None, as_json: bool
+) -> None:
+    """Prove TARGET, a decoder directory or a model store tag, and write its verification.json.
+
+    TARGET may be another exporter's directory too; with --reference, what it was exported from, it gets a manifest.json.
+    """
+    from bento_kv.manifest import MANIFEST_FILE, Manifest
     from bento_kv.store import locate
     from bento_kv.verify.parity import TorchReference
     from bento_kv.verify.proof import prove
     from bento_kv.verify.report import render, render_html
 
     directory = locate(target)
+    if not (directory / MANIFEST_FILE).is_file():
+        _adopt(directory, reference, max_length)
+    elif max_length is not None:
+        raise click.BadParameter("the manifest says it already; export again to change it", param_hint="--max-length")
     record = prove(
         directory,
         lambda manifest: TorchReference(reference or manifest.source.id, manifest),
@@ -117,12 +137,166 @@ def verify(target: str, reference: str | None, html: Path | None, threads: int |
     )
     click.echo(record.model_dump_json(by_alias=True) if as_json else render(record), nl=as_json)
     if html is not None:
-        try:
-            html.write_text(render_html(record, Manifest.read(directory)), encoding="utf-8")
-        except OSError as error:
-            raise click.BadParameter(f"{html} cannot be written: {error.strerror}", param_hint="--html") from error
+        _write_page(html, render_html(record, Manifest.read(directory)))
     if not record.passed:
         raise SystemExit(NOT_RIGHT)
+
+
+def _adopt(directory: Path, reference: str | None, max_length: int | None) -> None:
+    from bento_kv.adopt import adopt
+
+    if reference is None:
+        raise ManifestError(
+            f"{directory} has no manifest.json, so it is not of `bento-kv export`. To prove another exporter's decoder, "
+            "say what it was exported from: --reference SOURCE"
+        )
+    manifest = adopt(directory, reference, max_length=max_length)
+    click.echo(f"{directory}: {manifest.architecture}, a growing cache; manifest.json written", err=True)
+
+
+@main.command()
+@click.argument("target")
+@click.option("--reference", help="The model it was exported from: a Hugging Face directory, a hub id, or `demo`.")
+@click.option("--trace", "trace_file", type=click.File(encoding="utf-8"), help="Step trace of the loop; - is stdin.")
+@click.option("--pad-token-id", type=int, help="What shorter rows of the trace are filled up with.")
+@click.option("--html", type=click.Path(dir_okay=False, writable=True, path_type=Path), help="Also write a page.")
+@click.option("--threads", type=click.IntRange(min=1), help="Of the model; as many as there are CPUs unless set.")
+@_as_json
+def doctor(
+    target: str,
+    reference: str | None,
+    trace_file: TextIO | None,
+    html: Path | None,
+    as_json: bool,
+    **options: Any,
+) -> None:
+    """Which layer of TARGET is wrong, its export or its loop, and what to do first.
+
+    TARGET is any decoder: an ONNX file or a directory, of whatever exporter, or a model store tag. Without --trace the
+    loop judged is bento_kv's own. docs/traces.md says how to print a trace from any language.
+    """
+    from bento_kv.store import locate_decoder
+    from bento_kv.verify.doctor import diagnose
+    from bento_kv.verify.page import render_html
+    from bento_kv.verify.present import render_for
+    from bento_kv.verify.trace import read_trace
+
+    diagnosis = diagnose(
+        locate_decoder(target),
+        reference=_torch_model(reference),
+        reference_name=reference,
+        trace=read_trace(trace_file) if trace_file else None,
+        trace_name=getattr(trace_file, "name", None),
+        progress=_progress,
+        **options,
+    )
+    if as_json:
+        click.echo(diagnosis.model_dump_json(by_alias=True))
+    else:
+        click.echo(render_for(diagnosis, sys.stdout), nl=False)
+    if html is not None:
+        _write_page(html, render_html(diagnosis))
+    if diagnosis.plan:
+        raise SystemExit(NOT_RIGHT)
+
+
+@main.command()
+@click.argument("target")
+@click.option("--prompt-ids", required=True, help="Token ids, with commas: 5,6,7.")
+@click.option("--steps", type=click.IntRange(min=1), default=8, show_default=True, help="Steps, step 0 included.")
+@click.option("--threads", type=click.IntRange(min=1), help="Of the model; as many as there are CPUs unless set.")
+def trace(target: str, prompt_ids: str, steps: int, threads: int | None) -> None:
+    """Print the golden trace of TARGET: what a right loop feeds and gets, as JSON Lines."""
+    from bento_kv.store import locate_decoder
+    from bento_kv.verify.loading import open_cached
+    from bento_kv.verify.trace import golden_trace
+
+    try:
+        ids = [int(word) for word in prompt_ids.split(",")]
+    except ValueError:
+        raise click.BadParameter(
+            f"{prompt_ids!r} is not numbers with commas between them", param_hint="--prompt-ids"
+        ) from None
+    graph, vocab_size = open_cached(locate_decoder(target), threads=threads)
+    unknown = [token for token in ids if not 0 <= token < vocab_size]
+    if unknown:
+        raise click.BadParameter(
+            f"{unknown[0]} is not a token id: {target} has {vocab_size}, from 0 on", param_hint="--prompt-ids"
+        )
+    for step in golden_trace(graph, ids, steps):
+        click.echo(step.to_json())
+
+
+@main.command()
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, path_type=Path))
+@click.option("-o", "--output", required=True, type=click.Path(dir_okay=False, path_type=Path), help="File to write.")
+@click.option("--reference", help="The model it was exported from; then it is exported again behind the same inputs.")
+@click.option("--keep-names", is_flag=True, help="Leave the names of inputs and outputs as they are.")
+@click.option("--force", is_flag=True, help="Replace the file that is there.")
+@click.option("--threads", type=click.IntRange(min=1), help="Of the model; as many as there are CPUs unless set.")
+@_as_json
+def repair(
+    file: Path, output: Path, reference: str | None, keep_names: bool, force: bool, threads: int | None, as_json: bool
+) -> None:
+    """Mend the graph in FILE, an ONNX decoder of any exporter, and diagnose what was written.
+
+    Lowers the IR version, converts the opset, restores axes, pairs and names inputs and outputs, finds renamed weights.
+    With --reference the model is exported again behind the inputs and outputs that FILE has.
+    """
+    from bento_kv.repair.repair import repair as run
+    from bento_kv.verify.doctor import diagnose
+
+    done = run(file, output, reference=reference, names=not keep_names, force=force, progress=_progress)
+    told = _torch_model(reference)
+    diagnosis = diagnose(done.output or file, reference=told, reference_name=reference, threads=threads)
+    right = diagnosis.export.verdict == "right"
+    if as_json:
+        click.echo(json.dumps(_repair_record(done, diagnosis)))
+    else:
+        for text in _repair_lines(done, diagnosis):
+            click.echo(text)
+    if not right:
+        raise SystemExit(NOT_RIGHT)
+
+
+def _repair_record(done: Repair, diagnosis: Diagnosis) -> dict[str, Any]:
+    return {
+        "source": str(done.source),
+        "output": str(done.output) if done.output else None,
+        "exported": done.exported,
+        "mended": [asdict(change) for change in done.mended],
+        "left": [asdict(change) for change in done.left],
+        "diagnosis": diagnosis.model_dump(mode="json", by_alias=True),
+    }
+
+
+def _repair_lines(done: Repair, diagnosis: Diagnosis) -> Iterator[str]:
+    """What was mended, what was not, and the verdict on what was written."""
+    for mark, changes in (("mended", done.mended), ("left  ", done.left)):
+        for change in changes:
+            yield f"{mark}  {change.id}, {change.where}: {change.text}"
+    name = shlex.quote(str(done.output or done.source))
+    if diagnosis.export.verdict == "right":
+        yield (
+            f"{name}: its export is right" if done.output else f"{name}: there is nothing to mend, nothing was written"
+        )
+    else:
+        first = diagnosis.export.findings[0]
+        what = "is not right yet" if done.output else "could not be mended, nothing was written"
+        yield f"{name}: {what}: {first.id}, {first.where}. `bento-kv doctor {name}` says more"
+
+
+def _torch_model(reference: str | None) -> Callable[[], NumericReference] | None:
+    """Loads what a decoder is compared with, when it is needed."""
+    if reference is None:
+        return None
+
+    def load() -> NumericReference:
+        from bento_kv.verify.parity import TorchReference
+
+        return TorchReference(reference, None)
+
+    return load
 
 
 @main.command()
@@ -156,7 +330,6 @@ async def _generate(target: str, prompt: str, threads: int | None, as_json: bool
     from dataclasses import replace
 
     from bento_kv.engine.config import EngineConfig
-    from bento_kv.errors import DecoderError
     from bento_kv.runnable import OnnxDecoderRunnable
 
     runnable = OnnxDecoderRunnable(target, EngineConfig(slots=1, threads=threads))
@@ -173,6 +346,13 @@ async def _generate(target: str, prompt: str, threads: int | None, as_json: bool
     finally:
         runnable.close(timeout=0)
     click.echo(json.dumps({"text": text, "tokens": tokens, "finish_reason": reason}) if as_json else "")
+
+
+def _write_page(path: Path, page: str) -> None:
+    try:
+        path.write_text(page, encoding="utf-8")
+    except OSError as error:
+        raise click.BadParameter(f"{path} cannot be written: {error.strerror}", param_hint="--html") from error
 
 
 def _progress(what: str) -> None:

@@ -8,6 +8,7 @@
     │   └── IntegrityError       a file's hash is not the manifest's
     ├── VerificationError        a proof failed, is missing, or does not hold on this machine
     ├── DecoderError             a step was asked for, or went, wrong
+    ├── TraceError               a step trace cannot be read as one
     ├── RequestError             a request cannot be served as it is (HTTP 400)
     │   └── ContextLengthError   prompt and answer do not fit in the context
     ├── QueueFullError           no room for another waiting request (HTTP 429)
@@ -49,6 +50,10 @@ class VerificationError(BentoKVError):
 
 class DecoderError(BentoKVError):
     """A step that the decoder cannot take, or that failed while it ran."""
+
+
+class TraceError(BentoKVError):
+    """A step trace cannot be read as one; the message names the line, the field and the remedy."""
 
 
 class RequestError(BentoKVError):

@@ -28,7 +28,7 @@ VERIFICATION_FILE = "verification.json"
 GOLDEN_LIMIT = 1e-3
 
 Layout = Literal["in-place", "growing"]
-Precision = Literal["fp32"]
+Precision = Literal["fp32", "fp16", "int8", "int4"]
 
 
 class _Record(BaseModel):
@@ -70,13 +70,20 @@ class TokenIds(_Record):
 
 
 class Manifest(_Record):
-    """`manifest.json`. `files` has the sha256 of every file but the manifest and the verification record."""
+    """`manifest.json`.
+
+    Attributes:
+        graphs: the ONNX files; where there are two, the first takes step 0 and the second all steps with a past.
+        inputs, outputs: of the last graph.
+        files: the sha256 of every file but the manifest and the verification record.
+    """
 
     schema_: Literal["bento_kv.manifest/1"] = Field("bento_kv.manifest/1", alias="schema")
     source: Source
     architecture: str
     layout: Layout
     precision: Precision
+    graphs: tuple[str, ...] = (MODEL_FILE,)
     opset: dict[str, int]
     ir_version: int
     inputs: tuple[TensorSpec, ...]
@@ -90,9 +97,10 @@ class Manifest(_Record):
     created: str
 
     @model_validator(mode="after")
-    def _names_the_model(self) -> Self:
-        if MODEL_FILE not in self.files:
-            raise ValueError(f"`files` does not name {MODEL_FILE}")
+    def _names_the_graphs(self) -> Self:
+        missing = [name for name in self.graphs if name not in self.files]
+        if missing or not 1 <= len(self.graphs) <= 2:
+            raise ValueError(f"`files` does not name {missing[0]}" if missing else "`graphs` names neither one nor two")
         return self
 
     @classmethod

@@ -19,8 +19,8 @@ from bento_kv.engine.request import SamplingParams, StepOutput
 from bento_kv.engine.stream import open_stream
 from bento_kv.errors import DecoderError
 from bento_kv.manifest import Source
-from bento_kv.runtime.decoder import OnnxDecoder
 from bento_kv.runtime.golden import replay_golden
+from bento_kv.runtime.open import open_decoder
 from bento_kv.store import check_proof, locate
 from bento_kv.tokenizer import Tokenizer
 
@@ -64,7 +64,7 @@ class OnnxDecoderRunnable(Runnable):
         self.created = int(datetime.fromisoformat(self.manifest.created).timestamp())
         self.tokenizer = Tokenizer(self.directory)
         self.defaults = read_defaults(self.directory, self.manifest)
-        onnx_decoder = OnnxDecoder(
+        onnx_decoder = open_decoder(
             self.directory,
             slots=self.config.slots,
             max_length=self.config.max_length,

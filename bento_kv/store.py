@@ -141,6 +141,16 @@ def locate(target: str | Path | bentoml.Model) -> Path:
     return Path(get(str(target)).path)
 
 
+def locate_decoder(target: str) -> Path:
+    """What a user means to have diagnosed: an ONNX file, a directory that has one, or a store tag.
+
+    Raises:
+        SourceError: it is none of these.
+    """
+    path = Path(target).expanduser()
+    return path if target and path.is_file() else locate(target)
+
+
 @attrs.frozen(init=False)
 class VerifiedDecoder(BentoModel):  # type: ignore[misc] # BentoML loads it lazily, so mypy sees no class
     """A model reference that exports, proves and stores its decoder when the service is built or first served.

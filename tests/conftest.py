@@ -58,3 +58,13 @@ def demo_decoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     export("demo", directory)
     assert prove(directory, lambda manifest: TorchReference("demo", manifest)).passed
     return directory
+
+
+@pytest.fixture(scope="session")
+def growing_file(tiny_source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny Llama as other exporters write it: a past in, a grown one out; read only."""
+    from bento_kv.export.growing import export_growing
+
+    file = tmp_path_factory.mktemp("growing") / "model.onnx"
+    export_growing(str(tiny_source), file)
+    return file

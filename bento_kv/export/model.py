@@ -129,7 +129,7 @@ def survey(model: PreTrainedModel) -> Survey:
                 f"{name}: it asks more of its cache than keys and values by layer "
                 f"({type(error).__name__}: {first_line(error)})"
             ) from error
-    return Survey(_geometry(name, config.num_hidden_layers, found), logits.shape[-1], _positions(config))
+    return Survey(_geometry(name, config.num_hidden_layers, found), logits.shape[-1], max_positions(config))
 
 
 def _geometry(name: str, layers: int, found: dict[int, attention.AttentionShape]) -> tuple[LayerGeometry, ...]:
@@ -158,7 +158,7 @@ def _geometry(name: str, layers: int, found: dict[int, attention.AttentionShape]
     return tuple(LayerGeometry(kv_heads=s.kv_heads, head_dim=s.key_dim) for _, s in sorted(found.items()))
 
 
-def _positions(config: PreTrainedConfig) -> int:
+def max_positions(config: PreTrainedConfig) -> int:
     positions = getattr(config, "max_position_embeddings", None)
     if positions is None:
         raise UnsupportedArchitecture(f"{config.model_type} does not say how many positions it has")

@@ -13,6 +13,8 @@ from bento_kv.errors import DecoderError, ManifestError, first_line
 from bento_kv.manifest import MODEL_FILE, Manifest
 from bento_kv.plan import Exactness, StepPlan, StepRow
 from bento_kv.runtime.kv_cache import InPlaceCache
+from bento_kv.runtime.packed import packed_feeds
+from bento_kv.runtime.plans import check_plan
 from bento_kv.runtime.session import open_session
 
 
@@ -32,6 +34,9 @@ class OnnxDecoder:
         ManifestError: the directory is not a decoder, or not one of this layout.
         DecoderError: the runtime refuses the graph, or the cache does not fit in memory.
     """
+
+    chunk_exact = True
+    takes_positions = True
 
     def __init__(
         self,
@@ -85,7 +90,7 @@ class OnnxDecoder:
         Raises:
             DecoderError: the plan does not fit the cache, or the runtime failed.
         """
-        self._check(plan)
+        check_plan(plan, self.slots, self.max_length, self._written.__getitem__)
         runs = self._runs(plan.rows)
         if len(runs) == 1:
             return self._run(plan.rows, displaced)
@@ -116,7 +121,8 @@ class OnnxDecoder:
         first = min(row.slot for row in rows)
         last = max(row.slot for row in rows) + 1
         binding = self._binding(first, last)
-        feeds = self._feeds(rows, first, last, displaced)  # named, because a binding borrows the arrays' memory
+        # Named, because a binding borrows the arrays' memory.
+        feeds = packed_feeds(rows, [self._queries(row) for row in rows], first, last, self.cache.capacity, displaced)
         for name, array in feeds.items():
             binding.bind_cpu_input(name, array)
         binding.bind_output("logits", "cpu")
@@ -148,64 +154,3 @@ class OnnxDecoder:
             self.cache.bind(binding, first, last)
             self._bindings[first, last] = binding
         return self._bindings[first, last]
-
-    def _feeds(self, rows: Sequence[StepRow], first: int, last: int, displaced: int) -> dict[str, NDArray[np.generic]]:
-        """The graph's inputs but the cache: tokens packed, and where each stands in `[rows, width]`."""
-        tokens = sum(len(row.tokens) for row in rows)
-        width = max(self._queries(row) for row in rows)
-        ids = np.empty(tokens, np.int64)
-        positions = np.empty(tokens, np.int64)
-        scatter = np.empty(tokens, np.int64)
-        gather = np.zeros((last - first, width), np.int64)  # cells beyond a row's tokens are padding: any token does
-        queries = np.zeros(last - first, np.int32)  # 0 marks a slot that sits this step out
-        lengths = np.zeros(last - first, np.int32)
-        wanted: list[NDArray[np.int64]] = []
-        at = 0
-        for row in rows:
-            n, q, r = len(row.tokens), self._queries(row), row.slot - first
-            ids[at : at + n] = row.tokens
-            positions[at : at + n] = np.arange(row.start, row.start + n) + displaced
-            scatter[at : at + n] = np.arange(r * width, r * width + n)
-            gather[r, :n] = np.arange(at, at + n)
-            # A repeated token's key and value land one position further, where causality hides them from the row's own
-            # queries, and where the next token overwrites them.
-            gather[r, n:q] = at + n - 1
-            queries[r] = q
-            lengths[r] = row.start + q - 1
-            wanted.append(np.arange(at + n - row.logits, at + n))
-            at += n
-        return {
-            "input_ids": ids,
-            "position_ids": positions,
-            "gather_index": gather,
-            "scatter_index": scatter,
-            "logits_index": np.concatenate(wanted),
-            "seqlens_k": lengths,
-            "query_seqlens": queries,
-            "total_sequence_length": np.array(self.cache.capacity, np.int32),
-        }
-
-    def _check(self, plan: StepPlan) -> None:
-        if not plan.rows:
-            raise DecoderError("a step without rows")
-        seen: set[int] = set()
-        for row in plan.rows:
-            self._check_row(row)
-            if row.slot in seen:
-                raise DecoderError(f"slot {row.slot} is twice in one step")
-            seen.add(row.slot)
-
-    def _check_row(self, row: StepRow) -> None:
-        n = len(row.tokens)
-        if not 0 <= row.slot < self.slots:
-            raise DecoderError(f"slot {row.slot} is not one of {self.slots}")
-        if n < 1 or not 0 <= row.logits <= n:
-            raise DecoderError(f"slot {row.slot}: {row.logits} logits of {n} tokens")
-        if not 0 <= row.start <= self._written[row.slot]:
-            raise DecoderError(
-                f"slot {row.slot}: starts at {row.start}, but only {self._written[row.slot]} positions were ever written"
-            )
-        if row.start + n > self.max_length:
-            raise DecoderError(
-                f"slot {row.slot}: {n} tokens from position {row.start} do not fit in {self.max_length} positions"
-            )

@@ -11,12 +11,12 @@ import onnxruntime as ort
 from bento_kv.errors import VerificationError
 from bento_kv.manifest import GoldenPrompt, GoldenStep, Verification, machine
 from bento_kv.plan import StepPlan, StepRow
-from bento_kv.runtime.decoder import OnnxDecoder
+from bento_kv.runtime.open import Decoder
 
 TOP = 5
 
 
-def record_golden(decoder: OnnxDecoder, prompt: Sequence[int], steps: int) -> GoldenPrompt:
+def record_golden(decoder: Decoder, prompt: Sequence[int], steps: int) -> GoldenPrompt:
     """Decode greedily in slot 0 and note every step's likeliest tokens."""
     chunk, start = list(prompt), 0
     recorded = []
@@ -29,7 +29,7 @@ def record_golden(decoder: OnnxDecoder, prompt: Sequence[int], steps: int) -> Go
     return GoldenPrompt(prompt=tuple(prompt), steps=tuple(recorded))
 
 
-def replay_golden(decoder: OnnxDecoder, record: Verification) -> float:
+def replay_golden(decoder: Decoder, record: Verification) -> float:
     """Feed the golden prompts and their recorded tokens, and compare the logits; slot 0 is used.
 
     Returns:
@@ -51,7 +51,7 @@ def replay_golden(decoder: OnnxDecoder, record: Verification) -> float:
     worst = 0.0
     for number, golden in fitting:
         chunk, start = list(golden.prompt), 0
-        for position, step in enumerate(golden.steps):
+        for answered, step in enumerate(golden.steps):
             logits = decoder.step(StepPlan([StepRow(0, chunk, start)]))[0]
             start += len(chunk)
             chunk = [step.token]
@@ -62,7 +62,8 @@ def replay_golden(decoder: OnnxDecoder, record: Verification) -> float:
             deviation = max(deviations) / scale
             if not deviation <= record.golden_limit:
                 raise VerificationError(
-                    f"golden prompt {number}, token {position}: logits deviate by {deviation:.2g} from the proof, "
+                    f"golden prompt {number}, token {answered} of the answer, after position {start - 1}: logits "
+                    f"deviate by {deviation:.2g} from the proof, "
                     f"limit {record.golden_limit:.2g}. onnxruntime {ort.__version__} on {_processor()} does not "
                     f"compute what was proven with onnxruntime {record.versions.get('onnxruntime', '?')} on "
                     f"{record.machine.get('processor') or '?'}. Run `bento-kv verify` here."

@@ -60,7 +60,7 @@ def open_session(
     options = ort.SessionOptions()
     options.intra_op_num_threads = threads or available_cpus()
     options.inter_op_num_threads = 1
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # an error is raised, and need not be printed besides
     # Threads spin within a run, which small steps gain from, and rest between runs, so that an idle server is idle.
     options.add_session_config_entry("session.intra_op.allow_spinning", "1")
     options.add_session_config_entry("session.force_spinning_stop", "1")

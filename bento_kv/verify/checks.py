@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bento_kv.manifest import Check
+from bento_kv.runtime.open import Decoder
 
 # fp32 against fp32 with other kernels: rounding only. Errors are taken relative to the largest reference value, at
 # least 1, because logits and keys of some models run into the hundreds.
@@ -63,3 +65,8 @@ class Worst:
 
     def describe(self, text: str) -> str:
         return f"{text}; largest at {self.where}" if self.where else text
+
+
+def of_any_chunks(decoder: Decoder) -> tuple[Callable[[NDArray[np.float32], NDArray[np.float32]], float], float]:
+    """How results are compared that were computed in other chunks, and the limit: to the last bit where that holds."""
+    return (difference, 0.0) if decoder.chunk_exact else (scaled_error, FP32_LIMIT)

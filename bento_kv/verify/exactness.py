@@ -2,84 +2,109 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bento_kv.manifest import Check
 from bento_kv.plan import StepPlan, StepRow
-from bento_kv.runtime.decoder import OnnxDecoder
+from bento_kv.runtime.open import Decoder
 from bento_kv.verify.checks import FP32_LIMIT, Worst, at_most, difference, scaled_error
+from bento_kv.verify.effort import WALKS, block_edges
 
-CHUNKS = (1, 2, 3, 5, 16, 64, 128)
+SMALL = (1, 2, 3, 5, 16)
+LARGE = (64, 128)
+DECODE_STEPS = 32
+# Tokens that one size of small chunks is used for before the next size has its turn.
+_TURN = 12
 
 
-def _edges(decoder: OnnxDecoder) -> list[int]:
-    """Chunks that end one token behind a block of the attention operator, which cuts queries by the head's size."""
-    sizes = {layer.head_dim for layer in decoder.manifest.layers}
-    return sorted({blocks * size + 1 for size in sizes for blocks in (1, 2, 4)})
+def _edges(decoder: Decoder) -> list[int]:
+    """Chunks that end one token behind a block of the attention operator."""
+    return [edge + 1 for edge in block_edges(keys.shape[-1] for keys, _ in decoder.cache.read(0, 0))]
 
 
-def uncached(decoder: OnnxDecoder, ids: Sequence[int]) -> tuple[NDArray[np.float32], list[NDArray[np.float32]]]:
+def uncached(decoder: Decoder, ids: Sequence[int]) -> tuple[NDArray[np.float32], list[NDArray[np.float32]]]:
     """Logits of every position from one step over the whole, and the keys and values that it left."""
     logits = decoder.step(StepPlan([StepRow(0, ids, 0, len(ids))])).copy()
     return logits, _cache(decoder, 0, len(ids))
 
 
-def _cache(decoder: OnnxDecoder, slot: int, length: int) -> list[NDArray[np.float32]]:
+def _cache(decoder: Decoder, slot: int, length: int) -> list[NDArray[np.float32]]:
     return [side for layer in decoder.cache.read(slot, length) for side in layer]
 
 
-def check_splits(decoder: OnnxDecoder, ids: Sequence[int]) -> Check:
-    """Law 1: every split of a sequence into steps, down to single tokens, against one step over the whole."""
+def check_splits(decoder: Decoder, ids: Sequence[int], walks: int = WALKS) -> Check:
+    """Law 1: a sequence split into steps in many ways, down to single tokens, against one step over the whole.
+
+    Args:
+        decoder: slot 0 is used.
+        ids: the sequence.
+        walks: ways to split it; together they have chunks of every size.
+    """
     expected, expected_cache = uncached(decoder, ids)
     exact = decoder.exact == "full"
     measure = difference if exact else scaled_error
-    rng = np.random.default_rng(0)
-    splits = [(f"chunks of {n}", _even(len(ids), n)) for n in (*CHUNKS, *_edges(decoder)) if n < len(ids)]
-    splits += [(f"random split {n}", _random(len(ids), rng)) for n in range(2)]
     worst = Worst()
-    for name, sizes in splits:
+    splits = split_walks(len(ids), sorted({*LARGE, *_edges(decoder)}), walks)
+    for number, sizes in enumerate(splits):
         at = 0
         for size in sizes:
             logits = decoder.step(StepPlan([StepRow(0, ids[at : at + size], at, size)]))
-            worst.see(measure(logits, expected[at : at + size]), f"{name}, position {at}")
+            worst.see(measure(logits, expected[at : at + size]), f"split {number}, {size} tokens at position {at}")
             at += size
         for index, (got, wanted) in enumerate(zip(_cache(decoder, 0, len(ids)), expected_cache, strict=True)):
-            worst.see(measure(got, wanted), f"{name}, {('keys', 'values')[index % 2]} of layer {index // 2}")
-    text = f"largest difference of {len(splits)} ways to split {len(ids)} tokens into steps to one step over the whole"
+            worst.see(measure(got, wanted), f"split {number}, {('keys', 'values')[index % 2]} of layer {index // 2}")
+    met = ", ".join(map(str, sorted({size for sizes in splits for size in sizes})))
+    text = (
+        f"largest difference of {len(splits)} ways to split {len(ids)} tokens into steps of {met} to one step over all"
+    )
     limit = 0.0 if exact else FP32_LIMIT
     return at_most(f"cached-equals-uncached-{decoder.exact}", worst.error, limit, worst.describe(text))
 
 
-def _even(total: int, size: int) -> list[int]:
-    return [min(size, total - at) for at in range(0, total, size)]
+def split_walks(total: int, large: Sequence[int], walks: int) -> list[list[int]]:
+    """At least so many ways to write `total` as a sum of chunk sizes; every size that fits is met in one of them.
+
+    Each walk takes as many of the large sizes as it has room for, the rest goes to small ones in turns, shuffled.
+    """
+    rng = np.random.default_rng(0)
+    found: list[list[int]] = []
+    pending: list[int] = []
+    while pending or len(found) < walks:
+        pending = pending or sorted((size for size in large if size < total), reverse=True)
+        parts: list[list[int]] = []
+        for size in list(pending):
+            if size <= total - sum(map(sum, parts)):
+                parts.append([size])
+                pending.remove(size)
+        turn = len(found)
+        while (left := total - sum(map(sum, parts))) > 0:
+            size = min(SMALL[turn % len(SMALL)], left)
+            parts.append([size] * max(1, min(_TURN, left) // size))
+            turn += 1
+        found.append([size for at in rng.permutation(len(parts)) for size in parts[at]])
+    return found
 
 
-def _random(total: int, rng: np.random.Generator) -> list[int]:
-    sizes: list[int] = []
-    while (left := total - sum(sizes)) > 0:
-        sizes.append(min(left, int(rng.integers(1, 40))))
-    return sizes
-
-
-def check_neighbours(decoder: OnnxDecoder, ids: Sequence[int]) -> Check:
+def check_neighbours(decoder: Decoder, ids: Sequence[int]) -> Check:
     """Law 2: a prompt and its decode steps alone, against the same in another slot, chunked otherwise, among others.
+
+    Where the bits depend on the chunks, it is chunked alike.
 
     As the engine plans them, rows of one token and rows of several are never in one step.
     """
-    prompt = max(2, 2 * len(ids) // 3)
-    alone = [decoder.step(StepPlan([StepRow(0, ids[:prompt], 0)]))[0].copy()]
-    for at in range(prompt, len(ids)):
-        alone.append(decoder.step(StepPlan([StepRow(0, ids[at : at + 1], at)]))[0].copy())
-    alone_cache = _cache(decoder, 0, len(ids))
+    prompt = max(2, 2 * len(ids) // 3, len(ids) - DECODE_STEPS)
     crowd = _Crowd(decoder, slot=decoder.slots // 2)
+    chunks = _chunks_of_two_or_more(prompt, _edges(decoder), crowd.rng)
+    alone = [_in_chunks(ids, [prompt] if decoder.chunk_exact else chunks, partial(_alone, decoder))]
+    for at in range(prompt, len(ids)):
+        alone.append(_alone(decoder, ids[at : at + 1], at))
+    alone_cache = _cache(decoder, 0, len(ids))
     worst = Worst()
-    at = 0
-    for size in _chunks_of_two_or_more(prompt, _edges(decoder), crowd.rng):
-        logits = crowd.step(ids[at : at + size], at)
-        at += size
+    logits = _in_chunks(ids, chunks, crowd.step)
     worst.see(difference(logits, alone[0]), f"the prompt of {prompt} tokens")
     for at in range(prompt, len(ids)):
         worst.see(difference(crowd.step(ids[at : at + 1], at), alone[at - prompt + 1]), f"position {at}")
@@ -89,6 +114,22 @@ def check_neighbours(decoder: OnnxDecoder, ids: Sequence[int]) -> Check:
         f"largest difference of {len(ids)} tokens alone to the same among up to {decoder.slots - 1} random neighbours"
     )
     return at_most(f"alone-equals-together-{decoder.exact}", worst.error, 0.0, worst.describe(text))
+
+
+def _alone(decoder: Decoder, tokens: Sequence[int], start: int) -> NDArray[np.float32]:
+    logits: NDArray[np.float32] = decoder.step(StepPlan([StepRow(0, tokens, start)]))[0]
+    return logits.copy()
+
+
+def _in_chunks(
+    ids: Sequence[int], sizes: Sequence[int], step: Callable[[Sequence[int], int], NDArray[np.float32]]
+) -> NDArray[np.float32]:
+    """The last logits of tokens that are computed a chunk a step."""
+    at = 0
+    for size in sizes:
+        logits = step(ids[at : at + size], at)
+        at += size
+    return logits
 
 
 def _chunks_of_two_or_more(total: int, edges: Sequence[int], rng: np.random.Generator) -> list[int]:
@@ -103,7 +144,7 @@ def _chunks_of_two_or_more(total: int, edges: Sequence[int], rng: np.random.Gene
 class _Crowd:
     """One row among random others that come, go on, start over and sit out."""
 
-    def __init__(self, decoder: OnnxDecoder, slot: int) -> None:
+    def __init__(self, decoder: Decoder, slot: int) -> None:
         self.decoder = decoder
         self.slot = slot
         self.rng = np.random.default_rng(1)
@@ -128,22 +169,3 @@ class _Crowd:
             rows.append(StepRow(slot, tokens, length))
             self._lengths[slot] = length + n
         return rows
-
-
-def check_reuse(decoder: OnnxDecoder, ids: Sequence[int]) -> Check:
-    """A slot that held a longer sequence gives the same bits as a fresh one."""
-    half = max(2, len(ids) // 2)
-    fresh = _run(decoder, decoder.slots - 1, ids[:half])
-    _run(decoder, 1, list(reversed(ids)))
-    again = _run(decoder, 1, ids[:half])
-    text = "largest difference of a sequence in a slot that another one used before to the same in a fresh slot"
-    return at_most(f"slot-reuse-{decoder.exact}", difference(again, fresh), 0.0, text)
-
-
-def _run(decoder: OnnxDecoder, slot: int, ids: Sequence[int]) -> NDArray[np.float32]:
-    """A prompt of all but the last three tokens, then those one by one: logits `[4 or fewer, vocab_size]`."""
-    prompt = max(1, len(ids) - 3)
-    logits = [decoder.step(StepPlan([StepRow(slot, ids[:prompt], 0)]))[0].copy()]
-    for at in range(prompt, len(ids)):
-        logits.append(decoder.step(StepPlan([StepRow(slot, ids[at : at + 1], at)]))[0].copy())
-    return np.stack(logits)

@@ -3,60 +3,47 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
 from bento_kv.manifest import Check
 from bento_kv.plan import StepPlan, StepRow
-from bento_kv.runtime.decoder import OnnxDecoder
+from bento_kv.runtime.open import Decoder
 from bento_kv.verify.checks import FP32_LIMIT, Worst, at_most, scaled_error
+from bento_kv.verify.reference import LayerArrays, NumericReference, Truth
 
-FAR_TOKENS = 16
+DECODE_STEPS = 64
+FAR_TOKENS = 8
 FAR_PLACES = 32
 WINDOW_CHUNK = 256
 
-LayerArrays = list[tuple[NDArray[np.float32], NDArray[np.float32]]]
 
-
-class NumericReference(Protocol):
-    """The model that the decoder was made from."""
-
-    def logits(self, ids: Sequence[int], *, first: int = 0, last: int = 0) -> NDArray[np.float32]:
-        """`[tokens, vocab_size]`, computed without a cache at positions from `first` on; of the `last` tokens, all if 0."""
-        ...
-
-    def keys_values(self, ids: Sequence[int]) -> LayerArrays:
-        """By layer, `[kv_heads, tokens, head_dim]`."""
-        ...
-
-
-def check_numbers(decoder: OnnxDecoder, reference: NumericReference, ids: Sequence[int]) -> list[Check]:
+def check_numbers(decoder: Decoder, reference: NumericReference, truth: Truth, length: int) -> list[Check]:
     """Prefill, what it left in the cache, and teacher-forced decoding, all on one sequence in slot 0.
 
     Args:
         decoder: at least one slot.
         reference: of the same weights.
-        ids: prompt and continuation; two thirds are the prompt.
+        truth: knows the logits after each of the first `length` tokens.
+        length: of prompt and continuation; all but the last `DECODE_STEPS` are the prompt, at least two thirds.
     """
-    expected = reference.logits(ids)
-    prompt = max(1, 2 * len(ids) // 3)
+    ids = truth.ids
+    prompt = max(1, 2 * length // 3, length - DECODE_STEPS)
     step0 = decoder.step(StepPlan([StepRow(0, ids[:prompt], 0, prompt)]))
     checks = [
         at_most(
             "prefill-logits",
-            scaled_error(step0, expected[:prompt]),
+            scaled_error(step0, truth.after(1, prompt)),
             FP32_LIMIT,
             f"largest error of the logits of a prompt of {prompt} tokens, relative to the largest logit",
         ),
         _check_cache(decoder.cache.read(0, prompt), reference.keys_values(ids[:prompt])),
     ]
     worst = Worst()
-    for at in range(prompt, len(ids)):
+    for at in range(prompt, length):
         logits = decoder.step(StepPlan([StepRow(0, ids[at : at + 1], at)]))
-        worst.see(scaled_error(logits[0], expected[at]), f"position {at}")
-    text = f"largest error of the logits of {len(ids) - prompt} decode steps fed the reference's tokens"
+        worst.see(scaled_error(logits, truth.after(at + 1)), f"position {at}")
+    text = f"largest error of the logits of {length - prompt} decode steps fed the reference's tokens"
     return [*checks, at_most("decode-logits", worst.error, FP32_LIMIT, worst.describe(text))]
 
 
@@ -71,7 +58,7 @@ def _check_cache(got: LayerArrays, expected: LayerArrays) -> Check:
     return at_most("step0-cache", worst.error, FP32_LIMIT, worst.describe(text))
 
 
-def check_ragged(decoder: OnnxDecoder, reference: NumericReference, rows: Sequence[Sequence[int]]) -> Check:
+def check_ragged(decoder: Decoder, reference: NumericReference, rows: Sequence[Sequence[int]]) -> Check:
     """Prompts of different lengths in one step, then decode steps in which some rows sit out."""
     expected = [reference.logits(ids) for ids in rows]
     done = [max(1, len(ids) // 2) for ids in rows]
@@ -95,36 +82,35 @@ def check_ragged(decoder: OnnxDecoder, reference: NumericReference, rows: Sequen
     return at_most("ragged-rows", worst.error, FP32_LIMIT, worst.describe(text))
 
 
-def check_far(decoder: OnnxDecoder, reference: NumericReference, ids: Sequence[int]) -> Check:
+def check_far(decoder: Decoder, reference: NumericReference, ids: Sequence[int]) -> Check:
     """A few tokens at positions all over the decoder's range, its last ones among them, without what stands before.
 
     Wrong rows of a table of positions, rotary or learned, show wherever they are met.
     """
     n = min(len(ids), FAR_TOKENS)
-    last = decoder.manifest.max_length - n
+    last = decoder.max_length - n
     starts = sorted({*np.linspace(0, last, FAR_PLACES, dtype=int).tolist(), last})
+    expected = reference.displaced(ids[:n], starts)
     worst = Worst()
-    for start in starts:
+    for place, start in enumerate(starts):
         logits = decoder.step(StepPlan([StepRow(0, ids[:n], 0, n)]), displaced=start)
-        worst.see(scaled_error(logits, reference.logits(ids[:n], first=start)), f"position {start}")
+        worst.see(scaled_error(logits, expected[place]), f"position {start}")
     text = f"largest error of the logits of {n} tokens at {len(starts)} places from position 0 to {last + n - 1}"
     return at_most("far-positions", worst.error, FP32_LIMIT, worst.describe(text))
 
 
-def check_window(decoder: OnnxDecoder, reference: NumericReference, ids: Sequence[int]) -> Check:
+def check_window(decoder: Decoder, reference: NumericReference, ids: Sequence[int]) -> Check:
     """A prompt longer than the longest sliding window, in chunks; its last logits show what the window leaves out."""
     for at in range(0, len(ids), WINDOW_CHUNK):
         chunk = ids[at : at + WINDOW_CHUNK]
         end = at + len(chunk) == len(ids)
         logits = decoder.step(StepPlan([StepRow(0, chunk, at, min(len(chunk), FAR_TOKENS) if end else 0)]))
-    error = scaled_error(logits, reference.logits(ids, last=len(logits)))
+    expected = reference.logits(ids, at=range(len(ids) - len(logits), len(ids)))
     text = f"largest error of the last logits of {len(ids)} tokens, which the longest sliding window does not span"
-    return at_most("sliding-window", error, FP32_LIMIT, text)
+    return at_most("sliding-window", scaled_error(logits, expected), FP32_LIMIT, text)
 
 
-def check_greedy(
-    decoder: OnnxDecoder, reference: NumericReference, prompts: Sequence[Sequence[int]], steps: int
-) -> Check:
+def check_greedy(decoder: Decoder, reference: NumericReference, prompts: Sequence[Sequence[int]], steps: int) -> Check:
     """Free-running greedy decoding: every token must be the reference's, or tie with it.
 
     A token counts as wrong if the reference, given the same text, prefers another by more than rounding.

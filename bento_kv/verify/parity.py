@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 from bento_kv.errors import SourceError, VerificationError
 from bento_kv.manifest import Manifest
 from bento_kv.source import ModelSource
-from bento_kv.verify.numeric import LayerArrays
+from bento_kv.verify.reference import LayerArrays
 
 
 class TorchReference:
@@ -22,17 +22,17 @@ class TorchReference:
 
     Args:
         source: where the weights are; what the manifest names unless another is given.
-        manifest: of the decoder under test.
+        manifest: of the decoder under test; None where it has none, and nothing says which weights it was made from.
 
     Raises:
         SourceError: the source is not there.
         VerificationError: it holds other weights than those the decoder was exported from.
     """
 
-    def __init__(self, source: str, manifest: Manifest) -> None:
-        revision = manifest.source.revision if source == manifest.source.id else None
+    def __init__(self, source: str, manifest: Manifest | None) -> None:
+        revision = manifest.source.revision if manifest and source == manifest.source.id else None
         found = ModelSource.find(source, revision=revision)
-        if found.weights_sha256() != manifest.source.weights_sha256:
+        if manifest and found.weights_sha256() != manifest.source.weights_sha256:
             raise VerificationError(
                 f"{source} has other weights than those the decoder was exported from ({manifest.source.id}); "
                 "give the right --reference, or export again"
@@ -48,20 +48,29 @@ class TorchReference:
         self._tokenizer: Any = AutoTokenizer.from_pretrained(found.path, trust_remote_code=False)
 
     @torch.inference_mode()
-    def logits(self, ids: Sequence[int], *, first: int = 0, last: int = 0) -> NDArray[np.float32]:
-        """Logits computed at once without a cache: `[tokens, vocab_size]`.
-
-        Args:
-            ids: of a sequence.
-            first: position of its first token.
-            last: of how many last tokens the logits are wanted; 0 is all.
-        """
+    def logits(
+        self, ids: Sequence[int], *, at: Sequence[int] | None = None, past: LayerArrays | None = None
+    ) -> NDArray[np.float32]:
+        """Logits `[tokens, vocab_size]`, computed at once; see `NumericReference`."""
+        first = past[0][0].shape[1] if past else 0
         out: torch.Tensor = self._model(
             input_ids=torch.tensor([list(ids)]),
             position_ids=torch.arange(first, first + len(ids))[None],
-            use_cache=False,
-            logits_to_keep=last,
+            past_key_values=None if past is None else _cache_of(past),
+            use_cache=past is not None,
+            logits_to_keep=0 if at is None else torch.tensor(list(at)),
         ).logits[0]
+        logits: NDArray[np.float32] = out.numpy()
+        return logits
+
+    @torch.inference_mode()
+    def displaced(self, ids: Sequence[int], firsts: Sequence[int]) -> NDArray[np.float32]:
+        """Logits `[places, tokens, vocab_size]`, all places in one batch; see `NumericReference`."""
+        out: torch.Tensor = self._model(
+            input_ids=torch.tensor([list(ids)] * len(firsts)),
+            position_ids=torch.tensor(list(firsts))[:, None] + torch.arange(len(ids)),
+            use_cache=False,
+        ).logits
         logits: NDArray[np.float32] = out.numpy()
         return logits
 
@@ -73,10 +82,21 @@ class TorchReference:
         self._model(input_ids=torch.tensor([list(ids)]), past_key_values=cache, use_cache=True, logits_to_keep=1)
         return [(layer.keys[0].numpy(), layer.values[0].numpy()) for layer in cache.layers]
 
-    def encode(self, text: str) -> list[int]:
-        """Token ids as transformers gives them, special tokens around the text included."""
-        ids: list[int] = self._tokenizer(text)["input_ids"]
+    def operations(self, tokens: int) -> float:
+        """Two for every weight and token, and what attention costs; experts that sit out are counted too."""
+        config = self._model.config.get_text_config(decoder=True)
+        attention = 2 * config.num_hidden_layers * config.hidden_size * tokens**2
+        return float(2 * self._model.num_parameters() * tokens + attention)
+
+    def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        """Token ids as transformers gives them, with or without special tokens around the text."""
+        ids: list[int] = self._tokenizer(text, add_special_tokens=add_special_tokens)["input_ids"]
         return ids
+
+    def decode(self, ids: Sequence[int], *, skip_special_tokens: bool) -> str:
+        """The text of token ids, spaces cleaned up or not as the model says."""
+        text: str = self._tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens)
+        return text
 
     def render_chat(self, messages: Sequence[Mapping[str, str]]) -> str | None:
         """The chat template's rendering, None if there is no template or it refuses the messages."""
@@ -90,5 +110,14 @@ class TorchReference:
 
     @property
     def special_tokens(self) -> Sequence[str]:
-        tokens: list[str] = self._tokenizer.all_special_tokens
-        return tokens
+        """Every token that is not made of what stands around it: the special ones, and others that were added."""
+        tokens: list[str] = [*self._tokenizer.all_special_tokens, *self._tokenizer.get_added_vocab()]
+        return list(dict.fromkeys(tokens))
+
+
+def _cache_of(past: LayerArrays) -> DynamicCache:
+    cache: Any = DynamicCache()
+    for layer, (keys, values) in enumerate(past):
+        cache.update(torch.from_numpy(keys)[None], torch.from_numpy(values)[None], layer)
+    filled: DynamicCache = cache
+    return filled

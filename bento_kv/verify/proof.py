@@ -3,29 +3,25 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Protocol
 
-import numpy as np
-
 from bento_kv import manifest as contract
 from bento_kv.errors import DecoderError
-from bento_kv.manifest import Check, LayerProof, Manifest, Verification
-from bento_kv.plan import Exactness
-from bento_kv.runtime.decoder import OnnxDecoder
+from bento_kv.manifest import Check, GoldenPrompt, LayerProof, Manifest, Verification
 from bento_kv.runtime.golden import record_golden
-from bento_kv.verify.contract import check_contract, longest_window
-from bento_kv.verify.exactness import check_neighbours, check_reuse, check_splits
-from bento_kv.verify.numeric import NumericReference, check_far, check_greedy, check_numbers, check_ragged, check_window
+from bento_kv.runtime.open import Decoder
+from bento_kv.runtime.session import available_cpus
+from bento_kv.verify.contract import check_contract
+from bento_kv.verify.doctor import check_export
+from bento_kv.verify.reference import NumericReference
+from bento_kv.verify.stages import Found, Layer, stages
 from bento_kv.verify.text import TextReference, check_text
 
-PROBE_TOKENS = 300
-BEYOND_WINDOW = 64
-GREEDY_STEPS = 16
 GOLDEN_STEPS = 8
-SLOTS = 17  # sixteen, as the service has unless told otherwise, and one that no check has used
 _PACKAGES = ("onnxruntime", "onnx", "torch", "transformers", "numpy")
 
 Progress = Callable[[str], None]
@@ -45,13 +41,15 @@ def prove(
     """Run the proof and write `verification.json`.
 
     It drives the decoder that serves, with the settings that serve, in both modes of exactness. A failing contract
-    ends it before anything runs, since the numbers would mean nothing.
+    ends it before anything runs, since the numbers would mean nothing. The engine relies on law 1 in mode `full`
+    (`cached-equals-uncached-full`) and on law 2 in both (`alone-equals-together-*`), so a machine whose kernels break
+    one by a bit gets a record that says by how much, and has not passed.
 
     Args:
         directory: a decoder directory.
         reference: makes the reference model; called only if the contract holds.
         threads: of a step; as many as this process has CPUs unless set.
-        progress: told what is being checked.
+        progress: told what is checked next, how far the proof is and how long it took so far.
 
     Returns:
         The record; `passed` says whether the proof holds.
@@ -59,77 +57,75 @@ def prove(
     Raises:
         ManifestError: the directory is not a decoder.
     """
-    began = time.monotonic()
     manifest = Manifest.read(directory)
-    progress("contract")
-    export = check_contract(directory, manifest)
-    loop: list[Check] = []
-    golden: tuple[contract.GoldenPrompt, ...] = ()
-    if all(check.passed for check in export):
-        probes = Probes(manifest, longest_window(directory))
+    book = _Book(progress)
+    book.add("export", "contract", lambda: check_contract(directory, manifest))
+    if manifest.layout == "growing":
+        book.add("export", "self-consistency", lambda: check_export(directory, threads))
+    if all(check.passed for check in book.checks["export"]):
         try:
-            model = reference(manifest)
-            progress("tokenizer and chat template")
-            export += check_text(directory, model)
-            for exact in ("full", "batch"):
-                decoder = None  # frees the weights of the one before
-                decoder = _open(directory, exact, threads)
-                for layer, check in _numeric(decoder, model, probes):
-                    progress(check.id)
-                    (export if layer == "export" else loop).append(check)
-            if decoder is not None and all(check.passed for check in [*export, *loop]):
-                golden = tuple(record_golden(decoder, prompt, GOLDEN_STEPS) for prompt in probes.prompts)
+            _compute(directory, manifest, reference(manifest), threads or available_cpus(), book)
         except DecoderError as error:
             # Until the decoder has been compared with torch step by step, what fails is the graph.
+            compared = any(check.id == "decode-logits" for check in book.checks["export"])
             failed = Check(id="runs", passed=False, measured=None, limit=None, explain=str(error))
-            (loop if any(check.id == "decode-logits" for check in export) else export).append(failed)
-    record = Verification(
-        passed=bool(loop) and all(check.passed for check in [*export, *loop]),
-        manifest_sha256=contract.sha256(directory / contract.MANIFEST_FILE),
-        export=LayerProof(passed=all(check.passed for check in export), checks=tuple(export)),
-        loop=LayerProof(passed=bool(loop) and all(check.passed for check in loop), checks=tuple(loop)),
-        golden=golden,
-        golden_limit=contract.GOLDEN_LIMIT,
-        machine=contract.machine(),
-        versions=contract.versions_of(_PACKAGES),
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
-        seconds=round(time.monotonic() - began, 1),
-    )
+            book.checks["loop" if compared else "export"].append(failed)
+    record = book.close(contract.sha256(directory / contract.MANIFEST_FILE))
     record.write(directory)
     return record
 
 
-class Probes:
-    """Token sequences to test with: random, because a random text leaves no layer idle; the same on every run."""
+def _compute(directory: Path, manifest: Manifest, model: Reference, threads: int, book: _Book) -> None:
+    """All that comes after the contract."""
 
-    def __init__(self, manifest: Manifest, window: int) -> None:
-        rng = np.random.default_rng(20)
-        room = manifest.max_length
-        self.sequence: Sequence[int] = rng.integers(0, manifest.vocab_size, min(PROBE_TOKENS, room)).tolist()
-        lengths = [min(n, room) for n in (37, 11, 2, 23)]
-        self.rows: list[Sequence[int]] = [rng.integers(0, manifest.vocab_size, n).tolist() for n in lengths]
-        lengths = [max(1, min(n, room - GREEDY_STEPS)) for n in (1, 5, 24)]
-        self.prompts: list[Sequence[int]] = [rng.integers(0, manifest.vocab_size, n).tolist() for n in lengths]
-        self.greedy_steps = min(GREEDY_STEPS, room - 1)
-        beyond = min(window + BEYOND_WINDOW, room) if window >= len(self.sequence) - BEYOND_WINDOW else 0
-        self.beyond_window: Sequence[int] = rng.integers(0, manifest.vocab_size, beyond).tolist()
+    def record(decoder: Decoder, prompts: Sequence[Sequence[int]]) -> None:
+        book.golden = tuple(record_golden(decoder, prompt, GOLDEN_STEPS) for prompt in prompts)
+
+    plan = stages(directory, manifest, model, threads, record)
+    book.expected = 2 + sum(len(stage.works) for stage in plan)
+    book.add("export", "tokenizer and chat template", lambda: check_text(directory, model))
+    for stage in plan:
+        stage.run(book.add)
 
 
-def _open(directory: Path, exact: str, threads: int | None) -> OnnxDecoder:
-    mode: Exactness = "full" if exact == "full" else "batch"
-    return OnnxDecoder(directory, slots=SLOTS, exact=mode, threads=threads)
+@dataclass(slots=True)
+class _Book:
+    """What was found so far, and how much work there is."""
+
+    progress: Progress
+    checks: dict[Layer, list[Check]] = field(default_factory=lambda: {"export": [], "loop": []})
+    golden: tuple[GoldenPrompt, ...] = ()
+    expected: int = 0
+    _done: int = 0
+    _began: float = field(default_factory=time.monotonic)
+
+    def add(self, layer: Layer, name: str, work: Callable[[], Found]) -> None:
+        self._done += 1
+        of = f"/{self.expected}" if self.expected else ""
+        self.progress(f"{self._done}{of} {name}, {self._seconds:.0f} s so far")
+        found = work()
+        self.checks[layer].extend([found] if isinstance(found, Check) else found)
+
+    def close(self, manifest_sha256: str) -> Verification:
+        layers = {name: _layer(checks) for name, checks in self.checks.items()}
+        passed = all(proof.passed for proof in layers.values())
+        return Verification(
+            passed=passed,
+            manifest_sha256=manifest_sha256,
+            export=layers["export"],
+            loop=layers["loop"],
+            golden=self.golden if passed else (),
+            golden_limit=contract.GOLDEN_LIMIT,
+            machine=contract.machine(),
+            versions=contract.versions_of(_PACKAGES),
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+            seconds=round(self._seconds, 1),
+        )
+
+    @property
+    def _seconds(self) -> float:
+        return time.monotonic() - self._began
 
 
-def _numeric(decoder: OnnxDecoder, model: NumericReference, probes: Probes) -> Iterator[tuple[str, Check]]:
-    """The checks of one mode, in the order in which they say most about a fault."""
-    if decoder.exact == "batch":
-        for check in check_numbers(decoder, model, probes.sequence):
-            yield "export", check
-        yield "export", check_far(decoder, model, probes.sequence)
-        if probes.beyond_window:
-            yield "export", check_window(decoder, model, probes.beyond_window)
-        yield "loop", check_ragged(decoder, model, probes.rows)
-        yield "loop", check_greedy(decoder, model, probes.prompts, probes.greedy_steps)
-    yield "loop", check_splits(decoder, probes.sequence)
-    yield "loop", check_neighbours(decoder, probes.sequence)
-    yield "loop", check_reuse(decoder, probes.sequence)
+def _layer(checks: Sequence[Check]) -> LayerProof:
+    return LayerProof(passed=bool(checks) and all(check.passed for check in checks), checks=tuple(checks))

@@ -6,66 +6,90 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
 
+import numpy as np
+
 from bento_kv.errors import BentoKVError
 from bento_kv.manifest import Check
 from bento_kv.tokenizer import Tokenizer
 from bento_kv.verify.checks import holds
+from bento_kv.verify.texts import CHATS, PROBES
 
-PROBES = (
-    "",
-    " ",
-    "Hello, world!",
-    " leading and trailing ",
-    "two  spaces,   three,\ttab\n\nand two lines\r\n",
-    "naïve café, Straße, Ελλάδα, Москва",
-    "中文、日本語、한국어。",
-    "🙂 👩‍👩‍👧 🇫🇷 é é",
-    "1234567890 3.14159 1e-9",
-    "def f(x):\n    return x  # 4 spaces\n",
-    "x" * 300,
-    " " * 40 + "far right",
-    "\u00a0\u200b\ufeff",
-)
-CHATS: tuple[tuple[Mapping[str, str], ...], ...] = (
-    ({"role": "user", "content": "Hello"},),
-    ({"role": "system", "content": "Be brief."}, {"role": "user", "content": " Hi\n"}),
-    (
-        {"role": "user", "content": "One?"},
-        {"role": "assistant", "content": "One."},
-        {"role": "user", "content": "Two? 🙂"},
-    ),
-)
+_SHUFFLED = 24
+_SHUFFLED_TOKENS = 16
 
 
 class TextReference(Protocol):
     """What transformers makes of a text."""
 
-    def encode(self, text: str) -> list[int]: ...
+    def encode(self, text: str, *, add_special_tokens: bool) -> list[int]: ...
+
+    def decode(self, ids: Sequence[int], *, skip_special_tokens: bool) -> str: ...
 
     def render_chat(self, messages: Sequence[Mapping[str, str]]) -> str | None:
         """The chat template's rendering, None if there is no template or it refuses the messages."""
         ...
 
     @property
-    def special_tokens(self) -> Sequence[str]: ...
+    def special_tokens(self) -> Sequence[str]:
+        """Texts of all tokens that were added to the vocabulary, the special ones among them."""
+        ...
 
 
 def check_text(directory: Path, reference: TextReference) -> list[Check]:
-    """Tokens of probe texts, special tokens in text among them, and of rendered chats."""
+    """Tokens of probe texts and of rendered chats, with special tokens in them, and the way back."""
     tokenizer = Tokenizer(directory)
-    probes = [*PROBES, *(f"a{token} b" for token in reference.special_tokens)]
-    differing = [repr(text[:40]) for text in probes if tokenizer.encode(text) != reference.encode(text)]
-    chats = [
-        f"{len(chat)} messages: {_short(served)} is {_short(expected)} in transformers"
-        for chat in CHATS
-        if (served := _render(tokenizer, chat)) != (expected := reference.render_chat(chat))
-    ]
+    chats = [(chat, _render(tokenizer, chat), reference.render_chat(chat)) for chat in CHATS]
+    texts = [*PROBES, *_with_special(reference.special_tokens), *(served for _, served, _ in chats if served)]
+    sequences = _sequences([tokenizer.encode(text) for text in texts])
     return [
         holds(
-            "tokenizer-parity", differing, f"of {len(probes)} texts, those with other token ids than transformers gives"
+            "tokenizer-parity",
+            [_short(text) for text in texts if not _same_ids(tokenizer, reference, text)],
+            f"of {len(texts)} texts, those with other token ids than transformers gives",
         ),
-        holds("chat-template-parity", chats, f"of {len(CHATS)} chats, those rendered otherwise than by transformers"),
+        holds(
+            "detokenizer-parity",
+            [str(ids[:12]) for ids in sequences if not _same_text(tokenizer, reference, ids)],
+            f"of {len(sequences)} sequences of token ids, those with another text than transformers gives",
+        ),
+        holds(
+            "chat-template-parity",
+            [
+                f"{' '.join(turn['role'] for turn in chat)}: {_short(served)} is {_short(expected)} in transformers"
+                for chat, served, expected in chats
+                if served != expected
+            ],
+            f"of {len(chats)} chats, those rendered otherwise than by transformers",
+        ),
     ]
+
+
+def _with_special(tokens: Sequence[str]) -> list[str]:
+    """Each token at the start, in the middle, at the end, doubled, alone, and broken."""
+    forms = ("{0}a", "a{0} b", "a {0}", "a{0}{0}b", "{0}", " {0} \n{0}")
+    return [form.format(token) for token in tokens for form in forms] + [token[:-1] for token in tokens]
+
+
+def _sequences(encoded: Sequence[list[int]]) -> list[list[int]]:
+    """Sequences to decode: whole texts, and their tokens out of order, as a model may say them."""
+    seen = sorted({token for ids in encoded for token in ids})
+    rng = np.random.default_rng(0)
+    shuffled = [rng.choice(seen, _SHUFFLED_TOKENS).tolist() for _ in range(_SHUFFLED if seen else 0)]
+    return [*encoded, *shuffled, *([token] for token in seen)]
+
+
+def _same_ids(tokenizer: Tokenizer, reference: TextReference, text: str) -> bool:
+    return all(
+        tokenizer.encode(text, add_special_tokens=special) == reference.encode(text, add_special_tokens=special)
+        for special in (True, False)
+    )
+
+
+def _same_text(tokenizer: Tokenizer, reference: TextReference, ids: Sequence[int]) -> bool:
+    return all(
+        tokenizer.decode(ids, skip_special_tokens=skip) == reference.decode(ids, skip_special_tokens=skip)
+        for skip in (True, False)
+    )
 
 
 def _render(tokenizer: Tokenizer, chat: Sequence[Mapping[str, str]]) -> str | None:

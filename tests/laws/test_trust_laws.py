@@ -48,7 +48,7 @@ def test_law_6_what_is_verified_is_what_is_served(
     opened.clear()
     for exact in ("full", "batch"):
         bento_kv.OnnxDecoderRunnable(tiny_decoder, bento_kv.EngineConfig(exact=exact, slots=2)).close()  # type: ignore[arg-type]
-    assert opened == proven
+    assert all(settings in proven for settings in opened)
 
 
 def _other_scale(directory: Path) -> None:

@@ -5,15 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import onnx
+import onnxruntime as ort
 import pytest
 from numpy.typing import NDArray
 
 from bento_kv.errors import VerificationError
-from bento_kv.manifest import Verification
+from bento_kv.manifest import Verification, machine
 from bento_kv.plan import StepPlan
 from bento_kv.runtime.decoder import OnnxDecoder
 from bento_kv.runtime.golden import replay_golden
-from tests.damage import attention_nodes, change_graph, set_attribute
+from tests.damage import change_graph
+from tests.verify.faults import compared, largest, spoil_logits_if
 
 
 @pytest.mark.parametrize("exact", ["batch", "full"])
@@ -23,10 +26,22 @@ def test_a_proven_decoder_replays(exact: str, tiny_decoder: Path) -> None:
 
 
 def test_another_computation_is_refused_with_the_place(tiny_decoder: Path) -> None:
-    change_graph(tiny_decoder, lambda model: set_attribute(attention_nodes(model)[0], "scale", 0.3), manifest=None)
-    decoder = OnnxDecoder(tiny_decoder, slots=1)
-    with pytest.raises(VerificationError, match=r"golden prompt \d, token \d: .* onnxruntime .* on .*proven with"):
-        replay_golden(decoder, Verification.read(tiny_decoder))
+    """The message names the runtime, the processor and the first position that differs."""
+    record = Verification.read(tiny_decoder)
+
+    def change(model: onnx.ModelProto) -> None:
+        spoil_logits_if(
+            model, compared(model, largest(model, "position_ids"), "Greater", len(record.golden[0].prompt) + 1)
+        )
+
+    change_graph(tiny_decoder, change, manifest=None)
+    with pytest.raises(VerificationError) as caught:
+        replay_golden(OnnxDecoder(tiny_decoder, slots=1), record)
+    message = str(caught.value)
+    at = len(record.golden[0].prompt) + 2
+    assert message.startswith(f"golden prompt 0, token 3 of the answer, after position {at}: logits deviate by")
+    assert f"onnxruntime {ort.__version__} on {machine()['processor']} does not compute" in message
+    assert f"proven with onnxruntime {record.versions['onnxruntime']} on {record.machine['processor']}" in message
 
 
 def test_a_token_that_nobody_recorded_is_noticed(tiny_decoder: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -16,11 +17,14 @@ from onnx import numpy_helper
 from bento_kv.errors import VerificationError
 from bento_kv.export.exporter import export
 from bento_kv.manifest import Manifest, Verification, sha256
+from bento_kv.runtime.session import available_cpus
 from bento_kv.verify.parity import TorchReference
 from bento_kv.verify.proof import prove
-from bento_kv.verify.report import render
+from bento_kv.verify.report import exactness, render, render_html
 from tests.damage import attention_nodes, change_graph, flip_weight_byte, set_attribute
 from tests.zoo import save_model
+
+MODES = ("full", "batch")
 
 
 def _prove(directory: Path, source: Path) -> Verification:
@@ -41,9 +45,44 @@ def test_the_record_is_bound_and_complete(tiny_source: Path, tiny_decoder: Path)
     checks = {check.id: check for layer in (record.export, record.loop) for check in layer.checks}
     for exact in ("cached-equals-uncached-full", "alone-equals-together-full", "alone-equals-together-batch"):
         assert (checks[exact].measured, checks[exact].limit) == (0.0, 0.0)
+    for exact in ("slot-reuse", "slot-rewind", "full-slots"):
+        assert all(
+            (checks[f"{exact}-{mode}"].measured, checks[f"{exact}-{mode}"].limit) == (0.0, 0.0) for mode in MODES
+        )
     assert 0 < (checks["prefill-logits"].measured or 0) < 1e-5
+    assert {id for id in checks if id.startswith("threads-")} == {
+        f"threads-{n}" for n in (1, 2) if n != available_cpus()
+    }
     assert all(len(prompt.steps) == 8 and len(prompt.steps[0].top) == 5 for prompt in record.golden)
     assert "Proof passed" in render(record)
+
+
+def test_progress_counts_to_the_end(tiny_source: Path, tiny_decoder: Path) -> None:
+    said: list[str] = []
+    prove(tiny_decoder, lambda manifest: TorchReference(str(tiny_source), manifest), progress=said.append)
+    found = [re.match(r"(\d+)(?:/(\d+))? .+, \d+ s so far$", line) for line in said]
+    assert [int(match[1]) for match in found if match] == list(range(1, len(said) + 1))
+    assert {match[2] for match in found[1:] if match} == {str(len(said))}
+
+
+def test_the_report_says_what_is_exact_here(tiny_source: Path, tiny_decoder: Path) -> None:
+    record = Verification.read(tiny_decoder)
+    page = render_html(record, Manifest.read(tiny_decoder))
+    for layer in (record.export, record.loop):
+        assert all(f"<code>{check.id}</code>" in page for check in layer.checks)
+    assert page.count("<td>no</td>") == len(exactness(record)) - 1  # rounding in mode batch is what there is
+    assert "no   which neighbours share the steps, mode batch" in render(record)
+
+    broken = record.loop.model_copy(
+        update={
+            "checks": tuple(
+                c.model_copy(update={"measured": 2e-7, "passed": False}) if c.id == "alone-equals-together-batch" else c
+                for c in record.loop.checks
+            )
+        }
+    )
+    text = render(record.model_copy(update={"loop": broken, "passed": False}))
+    assert re.search(r"yes  which neighbours share the steps, mode batch +2\.0e-07", text)
 
 
 def _scale(model: onnx.ModelProto) -> None:

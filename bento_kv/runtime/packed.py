@@ -1,0 +1,133 @@
+"""The in-place layout's graph: tokens packed, and where each of them stands in the operator's rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import onnxruntime as ort
+from numpy.typing import NDArray
+
+from bento_kv.errors import DecoderError, first_line
+from bento_kv.manifest import LayerGeometry, TensorSpec
+from bento_kv.plan import StepRow
+from bento_kv.runtime.graph import Cache, GraphOutput, cache_length
+from bento_kv.runtime.kv_cache import InPlaceCache
+
+
+def packed_feeds(
+    rows: Sequence[StepRow], queries: Sequence[int], first: int, last: int, capacity: int, displaced: int = 0
+) -> dict[str, NDArray[np.generic]]:
+    """The graph's inputs but the cache.
+
+    Args:
+        rows: of the step.
+        queries: that each row is given: its tokens, the last one repeated if need be.
+        first, last: the range of slots that is bound, `[first, last)`.
+        capacity: positions of a slot's buffer.
+        displaced: added to the tokens' positions, not to their places in the cache.
+    """
+    tokens = sum(len(row.tokens) for row in rows)
+    width = max(queries)
+    ids = np.empty(tokens, np.int64)
+    positions = np.empty(tokens, np.int64)
+    scatter = np.empty(tokens, np.int64)
+    gather = np.zeros((last - first, width), np.int64)  # cells beyond a row's tokens are padding: any token does
+    counts = np.zeros(last - first, np.int32)  # 0 marks a slot that sits this step out
+    lengths = np.zeros(last - first, np.int32)
+    wanted: list[NDArray[np.int64]] = []
+    at = 0
+    for row, q in zip(rows, queries, strict=True):
+        n, r = len(row.tokens), row.slot - first
+        ids[at : at + n] = row.tokens
+        positions[at : at + n] = np.arange(row.start, row.start + n) + displaced
+        scatter[at : at + n] = np.arange(r * width, r * width + n)
+        gather[r, :n] = np.arange(at, at + n)
+        # A repeated token's key and value land one position further, where causality hides them from the row's own
+        # queries, and where the next token overwrites them.
+        gather[r, n:q] = at + n - 1
+        counts[r] = q
+        lengths[r] = row.start + q - 1
+        wanted.append(np.arange(at + n - row.logits, at + n))
+        at += n
+    return {
+        "input_ids": ids,
+        "position_ids": positions,
+        "gather_index": gather,
+        "scatter_index": scatter,
+        "logits_index": np.concatenate(wanted),
+        "seqlens_k": lengths,
+        "query_seqlens": counts,
+        "total_sequence_length": np.array(capacity, np.int32),
+    }
+
+
+class PackedGraph:
+    """A graph of the in-place layout, driven as any other: the past is copied in and the present out.
+
+    Args:
+        session: of the graph.
+        inputs: as the session declares them.
+
+    Raises:
+        DecoderError: its cache inputs do not say how many heads of which size they have.
+    """
+
+    takes_mask = False
+    takes_positions = True
+    one_token_steps = False
+
+    def __init__(self, session: ort.InferenceSession, inputs: Sequence[TensorSpec]) -> None:
+        self._session = session
+        self._layers: list[LayerGeometry] = []
+        shapes = {spec.name: spec.shape for spec in inputs}
+        while (shape := shapes.get(f"past_key_values.{len(self._layers)}.key")) is not None:
+            heads, dim = (shape[1], shape[3]) if len(shape) == 4 else ("?", "?")
+            if not isinstance(heads, int) or not isinstance(dim, int):
+                raise DecoderError(
+                    f"past_key_values.{len(self._layers)}.key {list(shape)} does not say its heads and their size"
+                )
+            self._layers.append(LayerGeometry(kv_heads=heads, head_dim=dim))
+
+    def empty_cache(self, rows: int) -> Cache:
+        """A past of length 0: `[rows, kv_heads, 0, head_dim]` by layer and side."""
+        shapes = [(rows, layer.kv_heads, 0, layer.head_dim) for layer in self._layers]
+        return [(np.zeros(shape, np.float32), np.zeros(shape, np.float32)) for shape in shapes]
+
+    def run(
+        self,
+        ids: NDArray[np.int64],
+        past: Cache,
+        *,
+        mask: NDArray[np.int64] | None = None,
+        positions: NDArray[np.int64] | None = None,
+    ) -> GraphOutput:
+        """One step; see `CachedGraph.run`. There is no mask: rows have lengths of their own instead."""
+        rows, tokens = ids.shape
+        held = cache_length(past)
+        queries = tokens + tokens % 2
+        cache = InPlaceCache(self._layers, rows, held + queries)
+        for row in range(rows):
+            cache.write(row, [(key[row], value[row]) for key, value in past])
+        plan = [StepRow(row, ids[row].tolist(), held, tokens) for row in range(rows)]
+        feeds = packed_feeds(plan, [queries] * rows, 0, rows, cache.capacity)
+        if positions is not None:
+            feeds["position_ids"] = np.ascontiguousarray(positions, np.int64).reshape(-1)
+        binding = self._session.io_binding()
+        try:
+            cache.bind(binding, 0, rows)
+            for name, array in feeds.items():
+                binding.bind_cpu_input(name, array)
+            binding.bind_output("logits", "cpu")
+            self._session.run_with_iobinding(binding)
+        except Exception as error:  # onnxruntime's exceptions share no base class of their own
+            raise DecoderError(
+                f"the runtime failed on {tokens} tokens of {rows} rows with a past of {held}: {first_line(error)}"
+            ) from error
+        logits = binding.get_outputs()[-1].numpy()  # in the order of binding
+        present = [cache.read(row, held + tokens) for row in range(rows)]
+        stacked: Cache = [
+            (np.stack([row[layer][0] for row in present]), np.stack([row[layer][1] for row in present]))
+            for layer in range(len(self._layers))
+        ]
+        return GraphOutput(logits.reshape(rows, tokens, -1), stacked)
