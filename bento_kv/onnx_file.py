@@ -1,14 +1,17 @@
-"""What an ONNX file says of itself, read without running it and without its weights."""
+"""What an ONNX file says of itself, read without running it and without its weights; and what the runtime takes of it."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cache
 
 import onnx
-from onnx import TensorProto
+import onnxruntime as ort
+from onnx import TensorProto, helper
 
 from bento_kv.manifest import Precision, TensorSpec
 
+_FAR = 100  # a runtime that takes anything would be asked for ever
 _FOUR_BITS = {"MatMulNBits", "MatMulBnb4", "GatherBlockQuantized"}
 _EIGHT_BITS = {"MatMulInteger", "DynamicQuantizeLinear", "QLinearMatMul", "QAttention", "DynamicQuantizeMatMul"}
 
@@ -55,3 +58,35 @@ def precision(model: onnx.ModelProto) -> Precision:
         return "int8"
     types = [tensor.data_type for graph in graphs for tensor in graph.initializer]
     return "fp16" if types.count(TensorProto.FLOAT16) > types.count(TensorProto.FLOAT) else "fp32"
+
+
+@cache
+def highest_ir_version() -> int:
+    """The newest ONNX IR version that the installed runtime loads; it has no call that tells (onnxruntime #14932)."""
+    version = 3
+    while version < _FAR and _loads(ir_version=version + 1, opset=13):
+        version += 1
+    return version
+
+
+@cache
+def highest_opset() -> int:
+    """The newest ONNX opset that the installed runtime loads without complaint."""
+    version = 13
+    while version < _FAR and _loads(ir_version=8, opset=version + 1):
+        version += 1
+    return version
+
+
+def _loads(*, ir_version: int, opset: int) -> bool:
+    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1])
+    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, [1])
+    graph = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "probe", [x], [y])
+    model = helper.make_model(graph, ir_version=ir_version, opset_imports=[helper.make_opsetid("", opset)])
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    try:
+        ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    except Exception:  # noqa: BLE001 - onnxruntime's exceptions share no base class; any of them is the answer no
+        return False
+    return True

@@ -18,15 +18,15 @@ from typing import Any
 import onnx_ir as ir
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, DynamicCache, PreTrainedConfig
+from transformers import DynamicCache
 from transformers.utils import logging as transformers_logging
 
-from bento_kv.errors import ExportError, SourceError, UnsupportedArchitecture, first_line
+from bento_kv.errors import ExportError, UnsupportedArchitecture, first_line
 from bento_kv.export.graph import clean_up
 from bento_kv.export.growing_check import Geometry, IoNames, check_growing
 from bento_kv.export.growing_graph import name_interface, widen_bfloat16
-from bento_kv.export.model import fix_rotary, load_config
-from bento_kv.export.tracing import _quiet
+from bento_kv.export.model import fix_rotary, load_config, read_weights
+from bento_kv.export.tracing import quiet
 from bento_kv.source import ModelSource
 
 DEFAULT_OPSET = 20
@@ -76,7 +76,7 @@ def export_growing(
     found = ModelSource.find(source) if isinstance(source, str) else source
     config = load_config(found)
     progress(f"reading {found.id}")
-    model = _load(found, config)
+    model = read_weights(found, config, progress)
     layers = _survey(model)
     fix_rotary(model)
     names = names or IoNames()
@@ -89,29 +89,6 @@ def export_growing(
         _save(graph, staged, external_data)
         progress("running it against the model")
         check_growing(staged, model, layers, names)
-
-
-def _load(source: ModelSource, config: PreTrainedConfig) -> Any:
-    """The model in fp32 with the attention that it chooses itself."""
-    model: Any
-    info: Any
-    try:
-        model, info = AutoModelForCausalLM.from_pretrained(  # type: ignore[misc] # a pair, given output_loading_info
-            source.path,
-            config=config,
-            dtype=torch.float32,
-            local_files_only=True,
-            trust_remote_code=False,
-            output_loading_info=True,
-        )
-    except Exception as error:  # safetensors, pickle, torch and the model's own code each raise their own
-        raise SourceError(f"{source.id}: its weights cannot be read: {first_line(error)}") from error
-    missing = sorted(info["missing_keys"])
-    if missing:
-        raise SourceError(
-            f"{source.id}: its weights lack {len(missing)} tensors that config.json asks for, {missing[0]} first"
-        )
-    return model.eval()
 
 
 @torch.no_grad()
@@ -196,7 +173,7 @@ def _trace(step: _GrowingStep, layers: Sequence[Geometry], names: IoNames, opset
     verbosity = logging.get_verbosity()
     logging.set_verbosity_error()
     try:
-        with _quiet(), contextlib.redirect_stdout(io.StringIO()):  # torch's exporter prints its progress
+        with quiet(), contextlib.redirect_stdout(io.StringIO()):  # torch's exporter prints its progress
             traced, _ = exporter().export_program(step, inputs, OnnxConfig(dynamic_shapes=dynamic, opset_version=opset))
     except Exception as error:
         cause = error.__cause__ or error

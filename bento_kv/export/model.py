@@ -70,6 +70,22 @@ def load_model(source: ModelSource, config: PreTrainedConfig, progress: Callable
         UnsupportedArchitecture: it does not take another attention function.
     """
     attention.register()
+    return read_weights(source, config, progress, attn_implementation=attention.SURVEY)
+
+
+def read_weights(
+    source: ModelSource,
+    config: PreTrainedConfig,
+    progress: Callable[[str], None],
+    *,
+    attn_implementation: str | None = None,
+) -> Any:
+    """The model in fp32, ready for inference, with the attention that it chooses itself unless told otherwise.
+
+    Raises:
+        SourceError: the weights cannot be read.
+        UnsupportedArchitecture: it does not take another attention function.
+    """
     model: Any
     info: Any
     try:
@@ -77,13 +93,13 @@ def load_model(source: ModelSource, config: PreTrainedConfig, progress: Callable
             source.path,
             config=config,
             dtype=torch.float32,
-            attn_implementation=attention.SURVEY,
+            attn_implementation=attn_implementation,
             local_files_only=True,
             trust_remote_code=False,
             output_loading_info=True,
         )
     except Exception as error:  # safetensors, pickle, torch and the model's own code each raise their own
-        if attention.SURVEY in str(error) or "attn_implementation" in str(error):
+        if attn_implementation and (attn_implementation in str(error) or "attn_implementation" in str(error)):
             raise UnsupportedArchitecture(_own_attention(config.model_type)) from error
         raise SourceError(f"{source.id}: its weights cannot be read: {first_line(error)}") from error
     missing = sorted(info["missing_keys"])

@@ -73,7 +73,7 @@ def to_onnx(model: Any, layers: Sequence[LayerGeometry], opset: int) -> ir.Model
     model.set_attn_implementation(PACKED)
     arguments, dynamic = _example(layers)
     names = cache_names(len(layers))
-    with torch.no_grad(), _quiet(), _onnx_friendly() as translations:
+    with torch.no_grad(), quiet(), _onnx_friendly() as translations:
         try:
             program = torch.onnx.export(
                 PackedDecoder(model),
@@ -145,7 +145,7 @@ def _onnx_friendly() -> Iterator[dict[Any, Any]]:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """torch's exporter narrates through warnings and loggers what a user can do nothing about."""
     loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
     levels = [logger.level for logger in loggers]

@@ -13,8 +13,9 @@ import onnx
 from numpy.typing import NDArray
 
 from bento_kv.errors import BentoKVError
+from bento_kv.onnx_file import nested_graphs
 from bento_kv.repair.builder import Builder
-from bento_kv.repair.files import graphs_of, write
+from bento_kv.repair.files import write
 from bento_kv.repair.names import interface_of
 from bento_kv.repair.observe import observe, traced_sizes
 from bento_kv.repair.records import Change
@@ -93,7 +94,7 @@ def declared_sizes(interface: Interface) -> dict[str, int]:
 def declare(model: onnx.ModelProto, interface: Interface, fixed: dict[str, int]) -> onnx.ModelProto:
     """A copy whose inputs and outputs name their axes, but for the fixed ones; shapes within are forgotten."""
     model = copy.deepcopy(model)
-    for graph in graphs_of(model.graph):
+    for graph in nested_graphs(model.graph):
         del graph.value_info[:]
     plans = dict(_plans(interface))
     for value in [*model.graph.input, *model.graph.output]:

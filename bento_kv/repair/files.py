@@ -15,28 +15,20 @@ from google.protobuf.message import DecodeError
 from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 
 from bento_kv.errors import DecoderError, ExportError
+from bento_kv.onnx_file import nested_graphs
 from bento_kv.repair.records import Change
-
-
-def graphs_of(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
-    """A graph, and those inside its nodes, such as the branches of an If."""
-    yield graph
-    for node in graph.node:
-        for attribute in node.attribute:
-            for inner in [attribute.g, *attribute.graphs] if attribute.HasField("g") else attribute.graphs:
-                yield from graphs_of(inner)
 
 
 def external_tensors(model: onnx.ModelProto) -> list[onnx.TensorProto]:
     """Weights that lie in files beside the graph."""
     constants = [
         attribute.t
-        for graph in graphs_of(model.graph)
+        for graph in nested_graphs(model.graph)
         for node in graph.node
         for attribute in node.attribute
         if attribute.HasField("t")
     ]
-    weights = [tensor for graph in graphs_of(model.graph) for tensor in graph.initializer]
+    weights = [tensor for graph in nested_graphs(model.graph) for tensor in graph.initializer]
     return [tensor for tensor in [*weights, *constants] if uses_external_data(tensor)]
 
 

@@ -13,7 +13,8 @@ from onnx import TensorProto, helper
 
 from bento_kv.errors import BentoKVError, first_line
 from bento_kv.manifest import TensorSpec
-from bento_kv.repair.files import graphs_of, write
+from bento_kv.onnx_file import declared_inputs, declared_outputs, nested_graphs
+from bento_kv.repair.files import write
 from bento_kv.repair.records import Change
 from bento_kv.runtime.interface import CachePair, Interface, recognize
 from bento_kv.runtime.session import open_session
@@ -27,15 +28,7 @@ def interface_of(model: onnx.ModelProto) -> Interface:
     Raises:
         DecoderError: it is not a causal decoder's graph.
     """
-    weights = {tensor.name for tensor in model.graph.initializer}  # old files list them among the inputs
-    inputs = [_spec(value) for value in model.graph.input if value.name not in weights]
-    return recognize(inputs, [_spec(value) for value in model.graph.output])
-
-
-def _spec(value: onnx.ValueInfoProto) -> TensorSpec:
-    tensor = value.type.tensor_type
-    shape = tuple(d.dim_value if d.HasField("dim_value") else d.dim_param or "?" for d in tensor.shape.dim)
-    return TensorSpec(name=value.name, dtype=TensorProto.DataType.Name(tensor.elem_type).lower(), shape=shape)
+    return recognize(declared_inputs(model), declared_outputs(model))
 
 
 def pair_up(model: onnx.ModelProto, file: Path) -> tuple[onnx.ModelProto, list[Change], list[Change]]:
@@ -226,11 +219,13 @@ def renamed(model: onnx.ModelProto, names: Mapping[str, str], *, declared: bool 
         declared: inputs and outputs are renamed too, and not only what nodes read and write.
     """
     model = copy.deepcopy(model)
-    every = {name for graph in graphs_of(model.graph) for node in graph.node for name in [*node.input, *node.output]}
-    every |= {tensor.name for graph in graphs_of(model.graph) for tensor in graph.initializer}
+    every = {
+        name for graph in nested_graphs(model.graph) for node in graph.node for name in [*node.input, *node.output]
+    }
+    every |= {tensor.name for graph in nested_graphs(model.graph) for tensor in graph.initializer}
     clashes = {new: f"{new}.inner" for new in names.values() if new in every and new not in names} if declared else {}
     names = {**clashes, **names}
-    for graph in graphs_of(model.graph):
+    for graph in nested_graphs(model.graph):
         for node in graph.node:
             node.input[:] = [names.get(name, name) for name in node.input]
             node.output[:] = [names.get(name, name) for name in node.output]

@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from onnx import TensorProto
 
 from bento_kv.errors import BentoKVError
-from bento_kv.repair.files import graphs_of, read
+from bento_kv.onnx_file import nested_graphs
+from bento_kv.repair.files import read
 from bento_kv.runtime.graph import Cache, GraphOutput
 from bento_kv.runtime.growing import GrowingGraph, geometry
 from bento_kv.runtime.session import open_session
@@ -210,7 +211,7 @@ class Subject:
 
 def rounding(model: onnx.ModelProto) -> float:
     """How far a graph's logits may be apart that have to be equal, of the largest."""
-    graphs = list(graphs_of(model.graph))
+    graphs = list(nested_graphs(model.graph))
     if any(node.op_type in _BY_TENSOR for graph in graphs for node in graph.node):
         return _QUANTIZED
     narrow = (TensorProto.FLOAT16, TensorProto.BFLOAT16)

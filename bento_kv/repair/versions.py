@@ -4,43 +4,17 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterable
-from functools import cache
 
 import onnx
 import onnxruntime as ort
-from onnx import TensorProto, helper, version_converter
+from onnx import helper, version_converter
 from onnx.external_data_helper import uses_external_data
 
 from bento_kv.errors import first_line
+from bento_kv.onnx_file import highest_ir_version, highest_opset
 from bento_kv.repair.records import Change
 
-_HIGHEST = 100  # beyond any version that is, so that a search ends
 _SMALL = 1024  # elements; what a conversion may need to read, such as axes
-
-
-@cache
-def highest_ir_version() -> int:
-    """The newest that the installed runtime loads; it has no call that tells."""
-    return max(version for version in range(3, _HIGHEST) if version <= 8 or _loads(version, 13))
-
-
-@cache
-def highest_opset() -> int:
-    """The newest set of standard operators that the installed runtime loads."""
-    return max(version for version in range(7, _HIGHEST) if version <= 13 or _loads(8, version))
-
-
-def _loads(ir_version: int, opset: int) -> bool:
-    value = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in ("x", "y")]
-    graph = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "probe", value[:1], value[1:])
-    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=ir_version)
-    options = ort.SessionOptions()
-    options.log_severity_level = 4
-    try:
-        ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    except Exception:  # noqa: BLE001 - onnxruntime's exceptions share no base class; any of them is the answer no
-        return False
-    return True
 
 
 def lower_versions(model: onnx.ModelProto) -> tuple[onnx.ModelProto, list[Change], list[Change]]:

@@ -59,6 +59,8 @@ class Acceptance:
         self._graph = graph
         self._vocab_size = vocab_size
         self.accepted = Accepted()
+        # Behind a past it takes one token at a time: all that decoding needs, and what some exporters mean to make.
+        self.one_token_steps = False
 
     def tries(self, sizes: Sizes) -> bool:
         """Whether a run of these sizes ends well."""
@@ -95,8 +97,13 @@ class Acceptance:
         if prefill is None:
             past_baked = any("past" in kind for kind in declared) or "past" in findings
             return [*findings.values()] if past_baked else [*findings.values(), self._zero_rejected()]
+        alone = self._baked(prefill, (0,), TOKENS)
+        longer = [Sizes(decode.rows, n, decode.past) for n in chunk if n > 1]
+        if decode.tokens == 1 and "sequence" not in alone and not any(self.tries(sizes) for sizes in longer):
+            self.one_token_steps = True
+            findings.pop("sequence", None)
         # Only what the prefill shows besides.
-        return [*{**self._baked(prefill, (0,), TOKENS), **findings}.values()]
+        return [*{**alone, **findings}.values()]
 
     def _star(self, base: Sizes, tokens: Sequence[int], pasts: Sequence[int]) -> Sizes | None:
         """A base that works, with every axis varied around it; None if no base does."""

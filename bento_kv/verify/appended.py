@@ -10,6 +10,29 @@ from bento_kv.verify.diagnosis import Finding
 from bento_kv.verify.probe import REEXPORT, Probe, noise
 
 
+def check_lengths(probe: Probe, names: list[tuple[str, str]]) -> list[Finding]:
+    """Step 0 returns a position for each of its tokens, of the shape that a past has; names as in `check_present`."""
+    n = probe.ids.shape[1]
+    empty = probe.graph.empty_cache(1)
+    for layer, sides in enumerate(probe.full.present):
+        for name, array, past in zip(names[layer], sides, empty[layer], strict=True):
+            if name and (array.shape[1], array.shape[3]) != (past.shape[1], past.shape[3]):
+                return [_misfit(name, array.shape, past.shape)]
+            if name and array.shape[2] != n:
+                return [not_appended(name, f"step 0 of {n} tokens returns {array.shape[2]} positions")]
+    return []
+
+
+def _misfit(name: str, present: tuple[int, ...], past: tuple[int, ...]) -> Finding:
+    return Finding(
+        id="kv-shape-mismatch",
+        where=name,
+        explain=f"{name} comes out with {present[1]} heads of {present[3]}, and a past goes in with {past[1]} heads of "
+        f"{past[3]}, whatever is declared. The cache that a step returns does not fit into the next step.",
+        fix="Return keys and values as they are before they are repeated for the query heads. " + REEXPORT,
+    )
+
+
 def check_present(probe: Probe, names: list[tuple[str, str]]) -> list[Finding]:
     """Present is the past, with the new keys and values behind it, of the same layer and side.
 
@@ -17,11 +40,7 @@ def check_present(probe: Probe, names: list[tuple[str, str]]) -> list[Finding]:
         probe: of the graph.
         names: of the present outputs, keys' and values' by layer; the second is empty where one tensor has both.
     """
-    held, n = 5, probe.ids.shape[1]
-    for layer, sides in enumerate(probe.full.present):
-        for name, array in zip(names[layer], sides, strict=True):
-            if name and array.shape[2] != n:
-                return [not_appended(name, f"step 0 of {n} tokens returns {array.shape[2]} positions")]
+    held = 5
     past = [
         (np.asarray(noise(key, 2 * layer)), np.asarray(noise(value, 2 * layer + 1)))
         for layer, (key, value) in enumerate(probe.past(held))

@@ -27,9 +27,6 @@ def causes(probe: Probe, mismatched: Sequence[Step], names: Sequence[tuple[str, 
         mismatched: steps whose logits differ.
         names: of the present outputs by layer; a side without a name is in the other's tensor.
     """
-    if _not_causal(probe):
-        yield _not_causal_finding()
-        return
     held = max(held for held, _ in mismatched)
     ignored = _ignored(probe, held, names)
     # Where one position is seen, the softmax over it is 1 whatever its key: that keys do not matter follows from a mask.
@@ -46,22 +43,6 @@ def causes(probe: Probe, mismatched: Sequence[Step], names: Sequence[tuple[str, 
         yield _past_ignored(held, ignored, names)
     elif place is None and positions_matter(probe) and not _moves(probe, held):
         yield _position_ignores_past(probe, held, None)
-
-
-def _not_causal(probe: Probe) -> bool:
-    """Whether tokens behind change what was computed before them: the last one replaced, and fewer of them."""
-    other = probe.ids.copy()
-    other[:, -1] = (other[:, -1] + 1) % probe.vocab_size
-    if probe.differ(probe.uncached(other).logits[:, :-1], probe.full.logits[:, :-1]):
-        return True
-    for n in (1, 5, 8):
-        try:
-            fewer = probe.uncached(probe.ids[:, :n]).logits
-        except DecoderError:
-            continue  # sizes that the graph does not take are findings of their own
-        if not probe.error(fewer, probe.full.logits[:, :n]) <= probe.limit:
-            return True
-    return False
 
 
 def _ignored(probe: Probe, held: int, names: Sequence[tuple[str, str]]) -> list[tuple[int, int]]:
@@ -180,16 +161,6 @@ def _within_chunk(probe: Probe, mismatched: Sequence[Step]) -> _Unseen | None:
         if not probe.differ(probe.graph.run(ids, probe.past(held)).logits[:, at + 1], output.logits[:, at + 1]):
             return _Unseen(f"of {n} tokens behind a past of {held}, token {at + 1} does not see token {at}")
     return None
-
-
-def _not_causal_finding() -> Finding:
-    return Finding(
-        id="numeric-mismatch",
-        where="step 0, the order of tokens",
-        explain="Without a past, logits depend on the tokens that come after: the graph is not causal. What a token saw "
-        "of those behind it when it was computed cannot be repeated later from a cache.",
-        fix="The causal mask was lost when it was traced, or a norm or a scale runs over the sequence. " + REEXPORT,
-    )
 
 
 def _past_ignored(held: int, ignored: Sequence[tuple[int, int]], names: Sequence[tuple[str, str]]) -> Finding:

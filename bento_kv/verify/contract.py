@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from functools import cache
 from pathlib import Path
 
 import onnx
-import onnxruntime as ort
-from onnx import TensorProto, helper
 
 from bento_kv.errors import IntegrityError, ManifestError
 from bento_kv.manifest import Check, Manifest, TensorSpec
-from bento_kv.onnx_file import declared_inputs, declared_outputs, opsets
+from bento_kv.onnx_file import declared_inputs, declared_outputs, highest_ir_version, highest_opset, opsets
 from bento_kv.verify.checks import at_most, holds
 
 # The packed step's inputs: dtype and axes. Names are symbols and must stay symbolic.
@@ -148,38 +145,3 @@ def _axis_faults(manifest: Manifest, inputs: dict[str, TensorSpec], outputs: dic
         for name, spec in {**inputs, **outputs}.items()
         if name in expected and spec.shape != expected[name]
     ]
-
-
-_FAR = 100  # a runtime that takes anything would be asked for ever
-
-
-@cache
-def highest_ir_version() -> int:
-    """The newest ONNX IR version that the installed runtime loads; it has no call that tells (onnxruntime #14932)."""
-    version = 3
-    while version < _FAR and _loads(ir_version=version + 1, opset=13):
-        version += 1
-    return version
-
-
-@cache
-def highest_opset() -> int:
-    """The newest ONNX opset that the installed runtime loads without complaint."""
-    version = 13
-    while version < _FAR and _loads(ir_version=8, opset=version + 1):
-        version += 1
-    return version
-
-
-def _loads(*, ir_version: int, opset: int) -> bool:
-    x = helper.make_tensor_value_info("x", TensorProto.FLOAT, [1])
-    y = helper.make_tensor_value_info("y", TensorProto.FLOAT, [1])
-    graph = helper.make_graph([helper.make_node("Identity", ["x"], ["y"])], "probe", [x], [y])
-    model = helper.make_model(graph, ir_version=ir_version, opset_imports=[helper.make_opsetid("", opset)])
-    options = ort.SessionOptions()
-    options.log_severity_level = 4
-    try:
-        ort.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-    except Exception:  # noqa: BLE001 - onnxruntime's exceptions share no base class; any of them is the answer no
-        return False
-    return True

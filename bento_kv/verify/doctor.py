@@ -15,13 +15,19 @@ from bento_kv.runtime.graph import CachedGraph
 from bento_kv.runtime.growing import genai_geometry
 from bento_kv.verify.accepted import Acceptance, Sizes
 from bento_kv.verify.advice import checklist, todo
-from bento_kv.verify.appended import check_present
+from bento_kv.verify.appended import check_lengths, check_present
 from bento_kv.verify.checks import holds
 from bento_kv.verify.declared import check_declared
 from bento_kv.verify.diagnosis import EXPORT_FAULTS, Diagnosis, Finding, LayerDiagnosis, Measurements, scenario_of
-from bento_kv.verify.driven import check_cached, check_numbers_are_numbers, measure_steps
+from bento_kv.verify.driven import (
+    check_cached,
+    check_causal,
+    check_numbers_are_numbers,
+    check_repeatable,
+    measure_steps,
+)
 from bento_kv.verify.judge import Judgement, judge
-from bento_kv.verify.loading import Opened, describe, open_decoder_file, precision
+from bento_kv.verify.loading import Opened, describe, open_decoder_file
 from bento_kv.verify.own_loop import own_trace
 from bento_kv.verify.probe import LIMITS, Probe
 from bento_kv.verify.reference import NumericReference
@@ -45,6 +51,7 @@ class _Export:
     tried: bool = False
     measurements: Measurements = field(default_factory=Measurements)
     vocab_size: int = 0
+    notes: list[str] = field(default_factory=list)
 
     @property
     def layer(self) -> LayerDiagnosis:
@@ -93,7 +100,7 @@ def diagnose(
         todo=todo(scenario, export.layer, loop, target=str(target), traced=trace is not None, reference=reference_name),
         target=describe(target, export.opened).model_copy(update={"trace": trace_name, "reference": reference_name}),
         measurements=export.measurements.model_copy(update={"loop": judgement.strip if judgement else ()}),
-        notes=judgement.notes if judgement else (),
+        notes=(*export.notes, *(judgement.notes if judgement else ())),
         versions=versions_of(_PACKAGES),
         seconds=round(time.monotonic() - began, 1),
     )
@@ -169,16 +176,25 @@ def _drive(
     names = _present_names(opened)
     try:
         limit = LIMITS[precision(opened.models[-1])]
-        probe = Probe(opened.graph, export.vocab_size, limit, chunk=not opened.one_token_steps)
+        one_token = opened.one_token_steps or acceptance.one_token_steps
+        if acceptance.one_token_steps and not opened.one_token_steps:
+            export.notes.append("behind a past the graph takes one token at a time: no chunked prefill, no speculation")
+        probe = Probe(opened.graph, export.vocab_size, limit, chunk=not one_token)
         export.tried = True
-        export.findings += check_numbers_are_numbers(probe)
-        if any(finding.id == "nan" for finding in export.findings):
+        lengths = check_lengths(probe, names)
+        if lengths:  # nothing that takes a past can be run on these
+            export.findings += lengths
+            return
+        unusable = check_numbers_are_numbers(probe) or check_repeatable(probe)
+        if unusable:
+            export.findings += unusable
             return
         export.measurements = Measurements(limit=limit, steps=measure_steps(probe))
         several = all(acceptance.tries(Sizes(n, 7, 0)) and acceptance.tries(Sizes(n, 1, 7)) for n in (2, 3))
         mixed = check_rows(probe) if several else []
         # Each rests on what the one before has shown, so the first that fails is the one to be mended.
-        wrong = [*(check_present(probe, names) or check_cached(probe, names)), *mixed]
+        alone = check_present(probe, names) or check_causal(probe) or check_cached(probe, names)
+        wrong = [*alone, *mixed]
         if several and not wrong:
             wrong = check_cached_rows(probe) or check_mask(probe)
         # A cause that has a name comes before numbers that differ for no reason found.

@@ -58,6 +58,47 @@ def not_a_number(output: GraphOutput) -> str:
     return ""
 
 
+def check_repeatable(probe: Probe) -> list[Finding]:
+    """The same step twice gives the same numbers; else nothing can be compared with anything."""
+    error = probe.error(probe.uncached(probe.ids).logits, probe.full.logits)
+    if error <= probe.limit:
+        return []
+    return [
+        Finding(
+            id="numeric-mismatch",
+            where="logits, step 0 run twice",
+            explain=f"The same {probe.ids.shape[1]} tokens run twice differ by {error:.2g} of the largest logit, limit "
+            f"{probe.limit:.0e}: something in the graph is random.",
+            fix="Put the model into evaluation mode before the export: model.eval() takes dropout out. " + REEXPORT,
+        )
+    ]
+
+
+def check_causal(probe: Probe) -> list[Finding]:
+    """Without a past, tokens that come after change nothing: the last one replaced, and fewer of them."""
+    other = probe.ids.copy()
+    other[:, -1] = (other[:, -1] + 1) % probe.vocab_size
+    worst = probe.error(probe.uncached(other).logits[:, :-1], probe.full.logits[:, :-1])
+    for n in (1, 5, 8):
+        try:
+            fewer = probe.uncached(probe.ids[:, :n]).logits
+        except DecoderError:
+            continue  # sizes that the graph does not take are findings of their own
+        worst = max(worst, probe.error(fewer, probe.full.logits[:, :n]))
+    if worst <= probe.limit:
+        return []
+    return [
+        Finding(
+            id="numeric-mismatch",
+            where="step 0, the order of tokens",
+            explain="Without a past, logits depend on the tokens that come after, and on how many there are: by "
+            f"{worst:.2g} of the largest, limit {probe.limit:.0e}. The graph is not causal. What a token saw of those "
+            "behind it when it was computed cannot be repeated later from a cache.",
+            fix="The causal mask was lost when it was traced, or a norm or a scale runs over the sequence. " + REEXPORT,
+        )
+    ]
+
+
 def check_cached(probe: Probe, names: Sequence[tuple[str, str]]) -> list[Finding]:
     """Cached steps against the uncached run, and, where they differ, why.
 

@@ -9,21 +9,25 @@ import numpy as np
 import onnx
 import onnxruntime as ort
 from google.protobuf.message import DecodeError
-from onnx import TensorProto
 from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 
 from bento_kv.errors import BentoKVError, DecoderError
 from bento_kv.manifest import TensorSpec
+from bento_kv.onnx_file import (
+    declared_inputs,
+    declared_outputs,
+    highest_ir_version,
+    highest_opset,
+    nested_graphs,
+    opsets,
+    precision,
+)
 from bento_kv.runtime.graph import CachedGraph
 from bento_kv.runtime.growing import GrowingGraph, geometry, graph_files
 from bento_kv.runtime.interface import Interface, recognize
 from bento_kv.runtime.packed import PackedGraph
 from bento_kv.runtime.session import open_session
-from bento_kv.verify.contract import highest_ir_version, highest_opset
 from bento_kv.verify.diagnosis import Finding, Target
-
-_EIGHT_BITS = {"MatMulInteger", "DynamicQuantizeLinear", "QLinearMatMul", "QAttention", "DynamicQuantizeMatMul"}
-_FOUR_BITS = {"MatMulNBits", "MatMulBnb4", "GatherBlockQuantized"}
 
 
 @dataclass(slots=True)
@@ -69,7 +73,7 @@ def open_decoder_file(target: Path, *, threads: int | None = None) -> Opened:
         opened.models.append(model)
         opened.findings += [*_versions(model, file), *_external_data(model, file)]
     model = opened.models[-1]
-    opened.interface = recognize(opened.inputs, [_spec(value) for value in model.graph.output])
+    opened.interface = recognize(opened.inputs, declared_outputs(model))
     if opened.findings:
         return opened
     try:
@@ -98,7 +102,7 @@ def describe(target: Path, opened: Opened) -> Target:
         cache=f"[{', '.join(map(str, spec.shape))}] {spec.dtype}" if spec else "",
         layers=interface.layers if interface else 0,
         precision=precision(model) if model else "",
-        opset={entry.domain or "ai.onnx": entry.version for entry in model.opset_import} if model else {},
+        opset=opsets(model) if model else {},
         ir_version=model.ir_version if model else None,
     )
 
@@ -129,36 +133,6 @@ def _layout(opened: Opened) -> str:
     if "GroupQueryAttention" in operators:
         traits.append("GroupQueryAttention")
     return ", ".join(traits)
-
-
-def precision(model: onnx.ModelProto) -> str:
-    """Of the weights, and so of what rounding may do: int4, int8, fp16 or fp32."""
-    operators = {node.op_type for graph in _graphs(model.graph) for node in graph.node}
-    if operators & _FOUR_BITS:
-        return "int4"
-    if operators & _EIGHT_BITS:
-        return "int8"
-    halves = sum(t.data_type == TensorProto.FLOAT16 for graph in _graphs(model.graph) for t in graph.initializer)
-    floats = sum(t.data_type == TensorProto.FLOAT for graph in _graphs(model.graph) for t in graph.initializer)
-    return "fp16" if halves > floats else "fp32"
-
-
-def _graphs(graph: onnx.GraphProto) -> list[onnx.GraphProto]:
-    """A graph and those inside its nodes, such as the branches of an If."""
-    inner = [attribute.g for node in graph.node for attribute in node.attribute if attribute.HasField("g")]
-    return [graph, *(deeper for one in inner for deeper in _graphs(one))]
-
-
-def declared_inputs(model: onnx.ModelProto) -> list[TensorSpec]:
-    """Inputs that have to be fed; old files list weights among them."""
-    weights = {tensor.name for tensor in model.graph.initializer}
-    return [_spec(value) for value in model.graph.input if value.name not in weights]
-
-
-def _spec(value: onnx.ValueInfoProto) -> TensorSpec:
-    tensor = value.type.tensor_type
-    shape = tuple(d.dim_value if d.HasField("dim_value") else d.dim_param or "?" for d in tensor.shape.dim)
-    return TensorSpec(name=value.name, dtype=TensorProto.DataType.Name(tensor.elem_type).lower(), shape=shape)
 
 
 def _parse(file: Path) -> onnx.ModelProto | Finding:
@@ -204,7 +178,7 @@ def _external_data(model: onnx.ModelProto, file: Path) -> list[Finding]:
     """Weights that are said to lie in a file beside the graph, and do not."""
     missing: dict[str, list[str]] = {}
     ends: dict[str, int] = {}
-    for graph in _graphs(model.graph):
+    for graph in nested_graphs(model.graph):
         for tensor in graph.initializer:
             if not uses_external_data(tensor):
                 continue

@@ -102,7 +102,7 @@ def _parts(diagnosis: Diagnosis, symbols: _Symbols) -> Iterator[RenderableType |
         yield _title("Largest errors, cached against uncached")
         yield _facts(numbers)
     if diagnosis.measurements.loop:
-        yield _title("Steps of the traced loop" if diagnosis.target.trace else "Steps of the golden loop")
+        yield _title("Steps of the traced loop" if diagnosis.target.trace else "Steps of bento_kv's own loop")
         yield from _steps(diagnosis.measurements.loop, symbols)
     if diagnosis.checklist:
         yield _title("Checklist")

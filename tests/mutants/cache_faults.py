@@ -19,6 +19,7 @@ from tests.mutants.surgery import (
     rewire,
     scalar,
     size,
+    without_input,
 )
 
 Fault = Callable[[onnx.ModelProto], None]
@@ -74,7 +75,11 @@ def values_zeroed(model: onnx.ModelProto) -> None:
 def first_position_lost(model: onnx.ModelProto) -> None:
     """As a window that slides by one too early: present loses its oldest position once there is a past."""
     start = node(model, "Cast", node(model, "Greater", past_length(model), constant(model, 0)), to=TensorProto.INT64)
-    begin, end, axis = node(model, "Unsqueeze", start, constant(model, [0])), constant(model, [1 << 40]), constant(model, [2])
+    begin, end, axis = (
+        node(model, "Unsqueeze", start, constant(model, [0])),
+        constant(model, [1 << 40]),
+        constant(model, [2]),
+    )
     for join in joins(model):
         returned(model, join.output[0], lambda whole: node(model, "Slice", whole, begin, end, axis))
 
@@ -132,8 +137,9 @@ def positions_restart(model: onnx.ModelProto) -> None:
 
 def positions_inside_restart(model: onnx.ModelProto) -> None:
     """There is no input for positions; they are counted from 0 in each step."""
-    positions_restart(model)
-    _drop_positions(model)
+    counted = _like_ids(model, positions_from_zero(model))
+    rewire(model, "position_ids", lambda _: counted)
+    without_input(model, "position_ids")
 
 
 def positions_doubled(model: onnx.ModelProto) -> None:
@@ -148,10 +154,10 @@ def positions_one_behind(model: onnx.ModelProto) -> None:
     rewire(model, "position_ids", lambda given: node(model, "Sub", given, back))
 
 
-def positions_count_padding(model: onnx.ModelProto) -> None:
-    """Positions follow from lengths, whatever the input position_ids says."""
-    counted = positions_from_zero(model, past_length(model))
-    rewire(model, "position_ids", lambda given: _still_read(model, given, _like_ids(model, counted)))
+def positions_count_padding(model: onnx.ModelProto, *, read: bool = True) -> None:
+    """Positions follow from lengths, whatever the input position_ids says; or it is not even read."""
+    counted = _like_ids(model, positions_from_zero(model, past_length(model)))
+    rewire(model, "position_ids", lambda given: _still_read(model, given, counted) if read else counted)
 
 
 def _like_ids(model: onnx.ModelProto, positions: str) -> str:
@@ -163,14 +169,6 @@ def _still_read(model: onnx.ModelProto, given: str, used: str) -> str:
     return node(model, "Add", used, node(model, "Mul", given, constant(model, 0)))
 
 
-def _drop_positions(model: onnx.ModelProto) -> None:
-    zeroed = next(n for n in model.graph.node if "position_ids" in n.input)
-    for reader in model.graph.node:
-        if zeroed.output[0] in reader.input:
-            reader.input[:] = [constant(model, 0) if read == zeroed.output[0] else read for read in reader.input]
-    model.graph.input.remove(next(v for v in model.graph.input if v.name == "position_ids"))
-
-
 # Masks.
 
 
@@ -178,6 +176,12 @@ def causal_not_shifted(model: onnx.ModelProto) -> None:
     """Query i sees keys 0 to i, whatever the past: the newest positions are hidden from it."""
     queries = causal(model).input[1]
     rewire(model, queries, lambda indices: node(model, "Sub", indices, past_length(model)))
+
+
+def not_causal(model: onnx.ModelProto) -> None:
+    """The causal mask was dropped: every token sees all of its step."""
+    always = constant(model, True, np.bool_)
+    rewire(model, causal(model).output[0], lambda allowed: node(model, "Or", allowed, always))
 
 
 def not_causal_behind_a_past(model: onnx.ModelProto) -> None:
@@ -222,5 +226,7 @@ def mask_of_row_0(model: onnx.ModelProto) -> None:
     rewire(
         model,
         "attention_mask",
-        lambda mask: node(model, "Expand", node(model, "Gather", mask, constant(model, [0]), axis=0), node(model, "Shape", mask)),
+        lambda mask: node(
+            model, "Expand", node(model, "Gather", mask, constant(model, [0]), axis=0), node(model, "Shape", mask)
+        ),
     )

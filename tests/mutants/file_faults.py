@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
 from tests import layouts
 from tests.mutants.surgery import (
@@ -54,6 +54,25 @@ def data_renamed(folder: Path) -> None:
 
 def without_second_file(folder: Path) -> None:
     (folder / "decoder_with_past_model.onnx").unlink()
+
+
+def second_file_of_another_model(folder: Path) -> None:
+    """decoder_with_past_model.onnx comes from another training run: one of its matrices differs."""
+    file = folder / "decoder_with_past_model.onnx"
+    model = onnx.load(file)
+    tensor = next(t for t in model.graph.initializer if list(t.dims) == [64, 96])
+    tensor.CopyFrom(numpy_helper.from_array(2 * numpy_helper.to_array(tensor), tensor.name))
+    onnx.save(model, file)
+
+
+def branches_exchanged(folder: Path) -> None:
+    """use_cache_branch means the opposite of what it says."""
+    file = folder / "decoder_model_merged.onnx"
+    model = onnx.load(file)
+    (branch,) = [n for n in model.graph.node if n.op_type == "If"]
+    branch.input[0] = node(model, "Not", "use_cache_branch")
+    model.graph.node.reverse()
+    onnx.save(model, file)
 
 
 def configuration_of(heads: int, head_dim: int) -> Damage:
@@ -137,6 +156,13 @@ def heads_repeated_in_present(model: onnx.ModelProto) -> None:
         declare(model, value.name, 1, 4)
 
 
+def heads_repeated_undeclared(model: onnx.ModelProto) -> None:
+    """The same, and the outputs declare what they do not return."""
+    for value in layouts.cache_outputs(model):
+        returned(model, value.name, lambda inner: node(model, "Concat", inner, inner, axis=1))
+        declare(model, value.name, 1, "heads")
+
+
 def past_of_hidden_by_heads(model: onnx.ModelProto) -> None:
     """The past is declared with a head size of hidden_size / num_attention_heads, which the keys do not have."""
     for value in layouts.cache_inputs(model):
@@ -181,11 +207,11 @@ def declared(**sizes: int) -> Fault:
     return fault
 
 
-def traced(*axes: str) -> Fault:
+def traced(*axes: str, **sizes: int) -> Fault:
     """The sizes of these axes are constants within, and the declared names are as they were."""
 
     def fault(model: onnx.ModelProto) -> None:
-        model.CopyFrom(layouts.as_traced_at(model, axes, batch=2, sequence=3, past=4))
+        model.CopyFrom(layouts.as_traced_at(model, axes, **{"batch": 2, "sequence": 3, "past": 4, **sizes}))
 
     return fault
 
@@ -238,5 +264,7 @@ def first_column_of_past(model: onnx.ModelProto) -> None:
     length = node(model, "Unsqueeze", past_length(model), constant(model, [0]))
     seen = node(model, "Slice", "attention_mask", constant(model, [0]), length, constant(model, [1]))
     first = node(model, "Cast", node(model, "ArgMax", seen, axis=1, keepdims=1), to=TensorProto.FLOAT)
-    nothing = node(model, "Unsqueeze", node(model, "Mul", first, constant(model, 0.0, np.float32)), constant(model, [2]))
+    nothing = node(
+        model, "Unsqueeze", node(model, "Mul", first, constant(model, 0.0, np.float32)), constant(model, [2])
+    )
     returned(model, "logits", lambda logits: node(model, "Add", logits, nothing))

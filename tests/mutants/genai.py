@@ -18,7 +18,10 @@ _F, _I = TensorProto.FLOAT, TensorProto.INT64
 def genai_like() -> onnx.ModelProto:
     """Two layers of random weights, `past_key_values.N.key/value [batch, 2, past, 16]`."""
     random = np.random.default_rng(0)
-    nodes, weights = _lengths(), [numpy_helper.from_array(np.array(v, np.int64), n) for n, v in (("one", [1]), ("at1", 1))]
+    nodes, weights = (
+        _lengths(),
+        [numpy_helper.from_array(np.array(v, np.int64), n) for n, v in (("one", [1]), ("at1", 1))],
+    )
 
     def weight(name: str, *shape: int) -> str:
         array = random.normal(0, 0.12, shape).astype(np.float32)

@@ -108,8 +108,15 @@ def rows_of_present_reversed(model: onnx.ModelProto) -> None:
 
 def undefined_far_in(model: onnx.ModelProto) -> None:
     """A logarithm of the past's length whose argument is negative from 8 positions on."""
-    room = node(model, "Sub", constant(model, 9.5, np.float32), node(model, "Cast", past_length(model), to=TensorProto.FLOAT))
-    scale = node(model, "Add", node(model, "Mul", node(model, "Log", room), constant(model, 0.0, np.float32)), constant(model, 1.0, np.float32))
+    room = node(
+        model, "Sub", constant(model, 9.5, np.float32), node(model, "Cast", past_length(model), to=TensorProto.FLOAT)
+    )
+    scale = node(
+        model,
+        "Add",
+        node(model, "Mul", node(model, "Log", room), constant(model, 0.0, np.float32)),
+        constant(model, 1.0, np.float32),
+    )
     returned(model, "logits", lambda logits: node(model, "Mul", logits, scale))
 
 
@@ -135,16 +142,46 @@ def weight_changed(model: onnx.ModelProto) -> None:
     tensor.CopyFrom(numpy_helper.from_array(2 * numpy_helper.to_array(tensor), tensor.name))
 
 
-def epsilon_changed(model: onnx.ModelProto) -> None:
-    """The head is transposed in blocks of two: tokens change places."""
+def vocabulary_permuted(model: onnx.ModelProto) -> None:
+    """The head's columns change places in pairs: each token gets its neighbour's logit."""
     head = next(t for t in model.graph.initializer if list(t.dims) == [64, 300])
     weights = numpy_helper.to_array(head)
-    head.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(weights.reshape(64, 150, 2)[:, :, ::-1].reshape(64, 300)), head.name))
+    head.CopyFrom(
+        numpy_helper.from_array(
+            np.ascontiguousarray(weights.reshape(64, 150, 2)[:, :, ::-1].reshape(64, 300)), head.name
+        )
+    )
 
 
 def logits_of_cached_steps_scaled(model: onnx.ModelProto) -> None:
     """Behind a past the logits are one percent larger."""
     held = node(model, "Cast", node(model, "Greater", past_length(model), constant(model, 0)), to=TensorProto.FLOAT)
-    factor = node(model, "Add", node(model, "Mul", held, constant(model, 0.01, np.float32)), constant(model, 1.0, np.float32))
+    factor = node(
+        model, "Add", node(model, "Mul", held, constant(model, 0.01, np.float32)), constant(model, 1.0, np.float32)
+    )
     returned(model, "logits", lambda logits: node(model, "Mul", logits, factor))
 
+
+def dropout_left_on(model: onnx.ModelProto) -> None:
+    """Exported in training mode: a tenth of what goes into the head is dropped, another one in each run."""
+    head = producer_of_logits(model)
+    hidden = head.input[0]
+    kept = node(model, "Greater", node(model, "RandomUniformLike", hidden), constant(model, 0.1, np.float32))
+    head.input[0] = node(model, "Mul", hidden, node(model, "Cast", kept, to=TensorProto.FLOAT))
+
+
+def logits_of_first_token(model: onnx.ModelProto) -> None:
+    """Meant to return the last token's logits only, the graph returns the first one's."""
+    ends = (constant(model, [n]) for n in (0, 1, 1))
+    returned(model, "logits", lambda logits: node(model, "Slice", logits, *ends))
+    model.graph.output[0].type.tensor_type.shape.dim[1].dim_value = 1
+
+
+def keys_stored_before_rotation(model: onnx.ModelProto) -> None:
+    """Present keeps the keys as they were before rotation, and attention takes the past for rotated."""
+    for join in joins(model)[::2]:
+        past, rotated = join.input
+        first = next(n for n in model.graph.node if rotated in n.output)  # key * cos + turned * sin
+        plain = next(n for n in model.graph.node if first.input[0] in n.output).input[0]
+        stored = node(model, "Concat", past, plain, axis=2)
+        returned(model, join.output[0], lambda _, stored=stored: stored)  # type: ignore[misc]

@@ -12,7 +12,8 @@ import pytest
 
 from bento_kv.errors import ManifestError
 from bento_kv.manifest import Manifest
-from bento_kv.verify.contract import check_contract, highest_ir_version, highest_opset
+from bento_kv.onnx_file import highest_ir_version, highest_opset
+from bento_kv.verify.contract import check_contract
 from tests.damage import change_graph, flip_weight_byte
 
 

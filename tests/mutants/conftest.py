@@ -1,0 +1,27 @@
+"""Decoders that are exported once for all tests of this folder, whichever process asks first."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from tests.mutants.decoders import Decoders
+from tests.mutants.healthy import Healthy
+from tests.mutants.outcomes import LOOP_DECODERS
+
+
+@pytest.fixture(scope="session")
+def decoders(tmp_path_factory: pytest.TempPathFactory) -> Decoders:
+    base = tmp_path_factory.getbasetemp()
+    return Decoders((base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "mutant-decoders")
+
+
+@pytest.fixture(scope="session")
+def loop_targets(decoders: Decoders, tmp_path_factory: pytest.TempPathFactory) -> dict[Healthy, Path]:
+    """What loops are run on; read only."""
+    targets = {decoder: tmp_path_factory.mktemp(decoder.base) for decoder in LOOP_DECODERS}
+    for decoder, target in targets.items():
+        decoder.write(decoders, target)
+    return targets
