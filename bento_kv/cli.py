@@ -22,7 +22,7 @@ from bento_kv.source import hide_progress_bars
 
 if TYPE_CHECKING:
     from bento_kv.repair.records import Repair
-    from bento_kv.verify.diagnosis import Diagnosis
+    from bento_kv.verify.diagnosis.records import Diagnosis
     from bento_kv.verify.reference import NumericReference
 
 NOT_RIGHT = 1
@@ -176,10 +176,10 @@ def doctor(
     loop judged is bento_kv's own. docs/traces.md says how to print a trace from any language.
     """
     from bento_kv.store import locate_decoder
-    from bento_kv.verify.doctor import diagnose
-    from bento_kv.verify.page import render_html
-    from bento_kv.verify.present import render_for
-    from bento_kv.verify.trace import read_trace
+    from bento_kv.verify.diagnosis.doctor import diagnose
+    from bento_kv.verify.diagnosis.page import render_html
+    from bento_kv.verify.diagnosis.present import render_for
+    from bento_kv.verify.diagnosis.trace import read_trace
 
     diagnosis = diagnose(
         locate_decoder(target),
@@ -208,8 +208,8 @@ def doctor(
 def trace(target: str, prompt_ids: str, steps: int, threads: int | None) -> None:
     """Print the golden trace of TARGET: what a right loop feeds and gets, as JSON Lines."""
     from bento_kv.store import locate_decoder
-    from bento_kv.verify.loading import open_cached
-    from bento_kv.verify.trace import golden_trace
+    from bento_kv.verify.diagnosis.loading import open_cached
+    from bento_kv.verify.diagnosis.trace import golden_trace
 
     try:
         ids = [int(word) for word in prompt_ids.split(",")]
@@ -244,7 +244,7 @@ def repair(
     With --reference the model is exported again behind the inputs and outputs that FILE has.
     """
     from bento_kv.repair.repair import repair as run
-    from bento_kv.verify.doctor import diagnose
+    from bento_kv.verify.diagnosis.doctor import diagnose
 
     done = run(file, output, reference=reference, names=not keep_names, force=force, progress=_progress)
     told = _torch_model(reference)

@@ -16,7 +16,7 @@ from bento_kv.runtime.golden import record_golden
 from bento_kv.runtime.open import Decoder
 from bento_kv.runtime.session import available_cpus
 from bento_kv.verify.contract import check_contract
-from bento_kv.verify.doctor import check_export
+from bento_kv.verify.diagnosis.doctor import check_export
 from bento_kv.verify.reference import NumericReference
 from bento_kv.verify.stages import Found, Layer, stages
 from bento_kv.verify.text import TextReference, check_text

@@ -15,10 +15,10 @@ from bento_kv.plan import Exactness
 from bento_kv.runtime.graph import CachedGraph
 from bento_kv.runtime.open import Decoder, open_decoder
 from bento_kv.verify.contract import longest_window
+from bento_kv.verify.diagnosis.loading import open_cached
 from bento_kv.verify.effort import SEQUENCE, Effort
 from bento_kv.verify.exactness import check_neighbours, check_splits
 from bento_kv.verify.lengths import check_lengths, first_of_last_steps
-from bento_kv.verify.loading import open_cached
 from bento_kv.verify.numeric import check_far, check_greedy, check_numbers, check_ragged, check_window
 from bento_kv.verify.past import check_past
 from bento_kv.verify.reference import NumericReference, Truth

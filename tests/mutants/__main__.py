@@ -25,8 +25,12 @@ def main() -> int:
         outcomes = []
         for outcome in run_all(decoders, Path(folder)):
             outcomes.append(outcome)
-            print(f"\r{len(outcomes)} of {len(expected)}", end="", file=sys.stderr)
-    print(file=sys.stderr)
+            if sys.stderr.isatty():
+                print(
+                    f"\r{len(outcomes)} of {len(expected)}",
+                    end="\n" * (len(outcomes) == len(expected)),
+                    file=sys.stderr,
+                )
     text = document(outcomes, expected)
     print(text)
     if sys.argv[1:]:

@@ -236,7 +236,7 @@ NUMBERS = (
         numbers.token_hidden_from_itself, base="gpt2"),
     _mutant("minus infinity over padding", "nan", "rows that see nothing are 0/0", numbers.mask_of_infinity,
         origin="transformers #13175"),
-    _mutant("overflow in halves", "nan", "scores beyond what half precision holds", numbers.overflow_in_halves,
+    _mutant("overflow in halves", "nan", "logits beyond what half precision holds", numbers.overflow_in_halves,
         layout="fp16", origin="onnxruntime #32600"),
     _mutant("undefined far in", "nan", "a logarithm of a length, negative from 10 on", numbers.undefined_far_in,
         layout="time-major"),

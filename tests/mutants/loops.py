@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from bento_kv.runtime.graph import CachedGraph, cache_length
-from bento_kv.verify.diagnosis import Finding
+from bento_kv.verify.diagnosis.records import Finding
 from tests.mutants import right_loops, wrong_loops
 from tests.mutants.printing import PAD, Fields, Make, cut
 

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bento_kv.runtime.graph import CachedGraph
-from bento_kv.verify.diagnosis import Diagnosis
-from bento_kv.verify.doctor import diagnose
-from bento_kv.verify.loading import open_decoder_file
-from bento_kv.verify.trace import Trace, read_trace
+from bento_kv.verify.diagnosis.doctor import diagnose
+from bento_kv.verify.diagnosis.loading import open_decoder_file
+from bento_kv.verify.diagnosis.records import Diagnosis
+from bento_kv.verify.diagnosis.trace import Trace, read_trace
 from tests.mutants import loops
 from tests.mutants.decoders import Decoders
 from tests.mutants.graphs import MUTANTS, Mutant

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bento_kv.verify.diagnosis import (
+from bento_kv.verify.diagnosis.records import (
     Diagnosis,
     Finding,
     Item,

@@ -17,9 +17,9 @@ import pytest
 
 from bento_kv.runtime.graph import CachedGraph
 from bento_kv.runtime.growing import GrowingGraph
-from bento_kv.verify.diagnosis import LOOP_FAULTS
-from bento_kv.verify.judge import Judgement, judge
-from bento_kv.verify.trace import Trace, TraceStep, golden_trace, read_trace
+from bento_kv.verify.diagnosis.judge import Judgement, judge
+from bento_kv.verify.diagnosis.records import LOOP_FAULTS
+from bento_kv.verify.diagnosis.trace import Trace, TraceStep, golden_trace, read_trace
 from tests.mutants.loops import FAULTY, HEALTHY, LOOPS, Loop
 from tests.mutants.printing import Fields
 from tests.verify.toy import ToyDecoder

@@ -7,9 +7,9 @@ from html.parser import HTMLParser
 
 import pytest
 
-from bento_kv.verify.diagnosis import Diagnosis, LoopStep
-from bento_kv.verify.page import render_html
-from bento_kv.verify.shown import number
+from bento_kv.verify.diagnosis.page import render_html
+from bento_kv.verify.diagnosis.records import Diagnosis, LoopStep
+from bento_kv.verify.diagnosis.shown import number
 from tests.verify import diagnoses
 
 _VOID = {"meta", "br", "hr", "img", "link", "input"}

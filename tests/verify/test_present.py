@@ -10,9 +10,9 @@ import unicodedata
 import pytest
 from rich.cells import cell_len
 
-from bento_kv.verify.diagnosis import Diagnosis, LayerDiagnosis, LoopStep, Measurements, Target
-from bento_kv.verify.present import render, render_for
-from bento_kv.verify.shown import Gap, cells, headline, number, selected
+from bento_kv.verify.diagnosis.present import render, render_for
+from bento_kv.verify.diagnosis.records import Diagnosis, LayerDiagnosis, LoopStep, Measurements, Target
+from bento_kv.verify.diagnosis.shown import Gap, cells, headline, number, selected
 from tests.verify import diagnoses
 
 SMALL = """\

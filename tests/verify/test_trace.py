@@ -13,7 +13,7 @@ import pytest
 
 from bento_kv.errors import TraceError
 from bento_kv.verify import trace as format
-from bento_kv.verify.trace import golden_trace, read_trace
+from bento_kv.verify.diagnosis.trace import golden_trace, read_trace
 from tests.verify.toy import ToyDecoder
 
 ZERO = {"step": 0, "input_ids": [[5, 6]], "past_length": 0}

@@ -9,12 +9,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from bento_kv.runtime.graph import CachedGraph
-from bento_kv.verify.diagnosis import Finding, LayerDiagnosis, LoopStep
-from bento_kv.verify.judge_fields import judge_fields
-from bento_kv.verify.judge_structure import Structure, judge_structure
-from bento_kv.verify.judge_values import judge_values, padding_of
-from bento_kv.verify.judge_walk import RIGHT, Walked
-from bento_kv.verify.trace import Trace
+from bento_kv.verify.diagnosis.judge_fields import judge_fields
+from bento_kv.verify.diagnosis.judge_structure import Structure, judge_structure
+from bento_kv.verify.diagnosis.judge_values import judge_values, padding_of
+from bento_kv.verify.diagnosis.judge_walk import RIGHT, Walked
+from bento_kv.verify.diagnosis.records import Finding, LayerDiagnosis, LoopStep
+from bento_kv.verify.diagnosis.trace import Trace
 
 
 @dataclass(frozen=True, slots=True)

@@ -27,7 +27,7 @@ from bento_kv.runtime.growing import GrowingGraph, geometry, graph_files
 from bento_kv.runtime.interface import Interface, recognize
 from bento_kv.runtime.packed import PackedGraph
 from bento_kv.runtime.session import open_session
-from bento_kv.verify.diagnosis import Finding, Target
+from bento_kv.verify.diagnosis.records import Finding, Target
 
 
 @dataclass(slots=True)

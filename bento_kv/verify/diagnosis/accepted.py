@@ -10,7 +10,7 @@ import numpy as np
 
 from bento_kv.errors import DecoderError
 from bento_kv.runtime.graph import Cache, CachedGraph
-from bento_kv.verify.diagnosis import Finding
+from bento_kv.verify.diagnosis.records import Finding
 
 ROWS, TOKENS, PASTS = (1, 2, 3), (7, 3, 2, 1), (7, 3, 2, 1)
 _NODE = re.compile(r"running (\w+) node\. Name:'([^']*)'")

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from bento_kv.errors import DecoderError
 from bento_kv.runtime.graph import Cache
-from bento_kv.verify.diagnosis import Finding
-from bento_kv.verify.probe import LENGTH, REEXPORT, Probe, altered, noise
+from bento_kv.verify.diagnosis.probe import LENGTH, REEXPORT, Probe, altered, noise
+from bento_kv.verify.diagnosis.records import Finding
 
 Step = tuple[int, int]  # past and new tokens
 _SIDES = ("keys", "values")

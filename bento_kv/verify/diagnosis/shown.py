@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from itertools import groupby
 from typing import Any, NamedTuple
 
-from bento_kv.verify.diagnosis import EXPORT_FAULTS, LOOP_FAULTS, Diagnosis, LoopStep, Measurements, Verdict
+from bento_kv.verify.diagnosis.records import EXPORT_FAULTS, LOOP_FAULTS, Diagnosis, LoopStep, Measurements, Verdict
 
 FAULTS = EXPORT_FAULTS | LOOP_FAULTS
 _VERDICTS: dict[Verdict, str] = {"right": "is right", "wrong": "is wrong", "unknown": "could not be tried"}

@@ -8,10 +8,10 @@ import numpy as np
 
 from bento_kv.errors import DecoderError
 from bento_kv.runtime.graph import GraphOutput, cache_length
-from bento_kv.verify.appended import not_appended
-from bento_kv.verify.causes import causes
-from bento_kv.verify.diagnosis import Finding, StepError
-from bento_kv.verify.probe import REEXPORT, Probe, cut
+from bento_kv.verify.diagnosis.appended import not_appended
+from bento_kv.verify.diagnosis.causes import causes
+from bento_kv.verify.diagnosis.probe import REEXPORT, Probe, cut
+from bento_kv.verify.diagnosis.records import Finding, StepError
 
 # Past and new tokens of the cached steps that are compared with the uncached run.
 STEPS = ((5, 1), (1, 1), (2, 1), (3, 1), (7, 1), (11, 1))

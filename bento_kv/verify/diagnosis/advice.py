@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 
-from bento_kv.verify.diagnosis import Item, LayerDiagnosis, Scenario, State
+from bento_kv.verify.diagnosis.records import Item, LayerDiagnosis, Scenario, State
 
 _LOOP_ITEMS: tuple[tuple[str, str, frozenset[str]], ...] = (
     ("cache-taken", "The cache is taken at step 0", frozenset({"step0-cache-not-extracted"})),

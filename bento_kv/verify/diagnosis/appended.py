@@ -6,8 +6,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bento_kv.runtime.graph import Cache, cache_length
-from bento_kv.verify.diagnosis import Finding
-from bento_kv.verify.probe import REEXPORT, Probe, noise
+from bento_kv.verify.diagnosis.probe import REEXPORT, Probe, noise
+from bento_kv.verify.diagnosis.records import Finding
 
 
 def check_lengths(probe: Probe, names: list[tuple[str, str]]) -> list[Finding]:

@@ -14,8 +14,19 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from bento_kv.verify.diagnosis import Diagnosis, Finding, LayerDiagnosis, LoopStep, State, Verdict
-from bento_kv.verify.shown import FAULTS, Cell, Gap, cells, harmless, headline, is_command, number, selected, worst
+from bento_kv.verify.diagnosis.records import Diagnosis, Finding, LayerDiagnosis, LoopStep, State, Verdict
+from bento_kv.verify.diagnosis.shown import (
+    FAULTS,
+    Cell,
+    Gap,
+    cells,
+    harmless,
+    headline,
+    is_command,
+    number,
+    selected,
+    worst,
+)
 
 _NARROWEST, _WIDEST = 40, 120
 _STYLES = {"right": "green", "done": "green", "wrong": "red", "unknown": "yellow"}

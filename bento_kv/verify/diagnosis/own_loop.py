@@ -11,8 +11,8 @@ from bento_kv.runtime.decoder import OnnxDecoder
 from bento_kv.runtime.graph import CachedGraph
 from bento_kv.runtime.growing_decoder import GrowingDecoder
 from bento_kv.runtime.open import Decoder
-from bento_kv.verify.loading import Opened
-from bento_kv.verify.trace import TOP, Trace, TraceStep
+from bento_kv.verify.diagnosis.loading import Opened
+from bento_kv.verify.diagnosis.trace import TOP, Trace, TraceStep
 
 PROMPT, STEPS = 5, 8
 

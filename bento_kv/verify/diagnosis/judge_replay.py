@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bento_kv.runtime.graph import Cache, CachedGraph, GraphOutput, cache_length
-from bento_kv.verify.trace import Trace, TraceStep
+from bento_kv.verify.diagnosis.trace import Trace, TraceStep
 
 # A difference relative to the largest value; other kernels and half precision stay below it.
 LIMIT = 1e-2

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 from bento_kv.manifest import TensorSpec
 from bento_kv.runtime.interface import Axis, CachePair, Interface
-from bento_kv.verify.diagnosis import Finding
+from bento_kv.verify.diagnosis.records import Finding
 
 _AXES: dict[Axis, str] = {"heads": "heads", "dim": "head size"}
 _PACKED_AXES = {"gather_index": 2, "scatter_index": 1, "query_seqlens": 1, "seqlens_k": 1, "logits_index": 1}
@@ -30,7 +30,11 @@ def check_declared(
     missing = list(_no_cache(interface))
     if missing:
         return missing
-    findings = [*_unpaired(interface), *_dtypes(interface), *(list(_shapes(interface)) or _configured(interface, configured))]
+    findings = [
+        *_unpaired(interface),
+        *_dtypes(interface),
+        *(list(_shapes(interface)) or _configured(interface, configured)),
+    ]
     return [*findings, *_baked(interface, has_first, packed_inputs)]
 
 

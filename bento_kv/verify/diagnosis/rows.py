@@ -7,10 +7,10 @@ from numpy.typing import NDArray
 
 from bento_kv.errors import DecoderError
 from bento_kv.runtime.graph import GraphOutput, cache_length
-from bento_kv.verify.causes import positions_matter
-from bento_kv.verify.diagnosis import Finding
-from bento_kv.verify.driven import nan_finding
-from bento_kv.verify.probe import REEXPORT, Probe, cut
+from bento_kv.verify.diagnosis.causes import positions_matter
+from bento_kv.verify.diagnosis.driven import nan_finding
+from bento_kv.verify.diagnosis.probe import REEXPORT, Probe, cut
+from bento_kv.verify.diagnosis.records import Finding
 
 ROWS = 3
 PROMPT, SHORT = 8, 5  # of a padded batch: the long row's tokens, and the short one's

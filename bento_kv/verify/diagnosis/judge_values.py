@@ -10,12 +10,12 @@ from numpy.typing import NDArray
 
 from bento_kv.errors import DecoderError
 from bento_kv.runtime.graph import CachedGraph
-from bento_kv.verify.judge_faults import Fault, faults
-from bento_kv.verify.judge_fields import ended_rows
-from bento_kv.verify.judge_replay import LIMIT, Choice, Replay, Score, choice_errors
-from bento_kv.verify.judge_structure import Structure
-from bento_kv.verify.judge_walk import RIGHT, Kind
-from bento_kv.verify.trace import Trace, cache_sums
+from bento_kv.verify.diagnosis.judge_faults import Fault, faults
+from bento_kv.verify.diagnosis.judge_fields import ended_rows
+from bento_kv.verify.diagnosis.judge_replay import LIMIT, Choice, Replay, Score, choice_errors
+from bento_kv.verify.diagnosis.judge_structure import Structure
+from bento_kv.verify.diagnosis.judge_walk import RIGHT, Kind
+from bento_kv.verify.diagnosis.trace import Trace, cache_sums
 
 # Rounding stays below it. Between it and LIMIT the golden loop is right, unless a faulty one fits far better.
 _SUSPECT = 1e-4

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bento_kv.runtime.graph import Cache, CachedGraph, cache_length
-from bento_kv.verify.judge_replay import Feeds, Held, Prepare
+from bento_kv.verify.diagnosis.judge_replay import Feeds, Held, Prepare
 
 _FEED_BACK = "feed the present outputs of the step before, all of them, as the past"
 _BY_NAME = "pair outputs and inputs by their names: present.N.key is the next step's past key of layer N"

@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from bento_kv.verify.diagnosis import Finding
-from bento_kv.verify.judge_walk import RIGHT, Kind, Walked, walk
-from bento_kv.verify.trace import Trace
+from bento_kv.verify.diagnosis.judge_walk import RIGHT, Kind, Walked, walk
+from bento_kv.verify.diagnosis.records import Finding
+from bento_kv.verify.diagnosis.trace import Trace
 
 _FIXES = {
     "step0-cache-not-extracted": "take the present outputs of step 0 too, and feed them as the past of step 1",

@@ -1,4 +1,4 @@
-"""The pictures of a diagnosis as geometry, for diagnosis_pictures.html to draw.
+"""The pictures of a diagnosis as geometry, for pictures.html to draw.
 
 They are placed in percent across and in pixels down, so that they fill any width and keep their letters' size.
 """
@@ -9,8 +9,8 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from bento_kv.verify.diagnosis import LoopStep, Measurements, StepError
-from bento_kv.verify.shown import Cell, Gap, beyond, cells, number, selected, worst
+from bento_kv.verify.diagnosis.records import LoopStep, Measurements, StepError
+from bento_kv.verify.diagnosis.shown import Cell, Gap, beyond, cells, number, selected, worst
 
 _LEFT = 7.0  # percent of a heat map that its layer numbers take
 _CELLS = 4096  # of one heat map and its twin; beyond that a column is the worst of several steps

@@ -8,9 +8,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from bento_kv.verify.judge_structure import Structure
-from bento_kv.verify.judge_walk import RIGHT, Kind, Walked
-from bento_kv.verify.trace import Trace
+from bento_kv.verify.diagnosis.judge_structure import Structure
+from bento_kv.verify.diagnosis.judge_walk import RIGHT, Kind, Walked
+from bento_kv.verify.diagnosis.trace import Trace
 
 _FIX_POSITIONS = "set `position_ids` of each step to past length, past length + 1, ... (less the padding of each row)"
 _FIX_MASK = "make `attention_mask` [rows, past length + tokens] at every step, with ones but for the padding"

@@ -11,28 +11,36 @@ import numpy as np
 
 from bento_kv.errors import DecoderError
 from bento_kv.manifest import Check, versions_of
+from bento_kv.onnx_file import precision
 from bento_kv.runtime.graph import CachedGraph
 from bento_kv.runtime.growing import genai_geometry
-from bento_kv.verify.accepted import Acceptance, Sizes
-from bento_kv.verify.advice import checklist, todo
-from bento_kv.verify.appended import check_lengths, check_present
 from bento_kv.verify.checks import holds
-from bento_kv.verify.declared import check_declared
-from bento_kv.verify.diagnosis import EXPORT_FAULTS, Diagnosis, Finding, LayerDiagnosis, Measurements, scenario_of
-from bento_kv.verify.driven import (
+from bento_kv.verify.diagnosis.accepted import Acceptance, Sizes
+from bento_kv.verify.diagnosis.advice import checklist, todo
+from bento_kv.verify.diagnosis.appended import check_lengths, check_present
+from bento_kv.verify.diagnosis.declared import check_declared
+from bento_kv.verify.diagnosis.driven import (
     check_cached,
     check_causal,
     check_numbers_are_numbers,
     check_repeatable,
     measure_steps,
 )
-from bento_kv.verify.judge import Judgement, judge
-from bento_kv.verify.loading import Opened, describe, open_decoder_file
-from bento_kv.verify.own_loop import own_trace
-from bento_kv.verify.probe import LIMITS, Probe
+from bento_kv.verify.diagnosis.judge import Judgement, judge
+from bento_kv.verify.diagnosis.loading import Opened, describe, open_decoder_file
+from bento_kv.verify.diagnosis.own_loop import own_trace
+from bento_kv.verify.diagnosis.probe import LIMITS, Probe
+from bento_kv.verify.diagnosis.records import (
+    EXPORT_FAULTS,
+    Diagnosis,
+    Finding,
+    LayerDiagnosis,
+    Measurements,
+    scenario_of,
+)
+from bento_kv.verify.diagnosis.rows import check_cached_rows, check_mask, check_rows
+from bento_kv.verify.diagnosis.trace import Trace
 from bento_kv.verify.reference import NumericReference
-from bento_kv.verify.rows import check_cached_rows, check_mask, check_rows
-from bento_kv.verify.trace import Trace
 
 _BREAKS = {"no-cache-io", "past-present-unpaired", "kv-shape-mismatch", "dtype-mismatch"}
 _PACKAGES = ("onnxruntime", "onnx", "numpy")

@@ -8,9 +8,9 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from bento_kv.verify.diagnosis import Diagnosis, Finding, StepError, Verdict
-from bento_kv.verify.pictures import chart, heat_map, scale, sides, strip
-from bento_kv.verify.shown import FAULTS, Gap, beyond, cells, harmless, headline, is_command, number, worst
+from bento_kv.verify.diagnosis.pictures import chart, heat_map, scale, sides, strip
+from bento_kv.verify.diagnosis.records import Diagnosis, Finding, StepError, Verdict
+from bento_kv.verify.diagnosis.shown import FAULTS, Gap, beyond, cells, harmless, headline, is_command, number, worst
 
 
 def render_html(diagnosis: Diagnosis) -> str:
@@ -28,7 +28,7 @@ def render_html(diagnosis: Diagnosis) -> str:
     diagnosis = harmless(diagnosis)
     measured = diagnosis.measurements
     state, remedy = headline(diagnosis)
-    return environment.get_template("diagnosis.html").render(
+    return environment.get_template("page.html").render(
         diagnosis=diagnosis,
         measured=measured,
         target=diagnosis.target,

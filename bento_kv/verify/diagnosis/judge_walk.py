@@ -12,7 +12,7 @@ from enum import Enum
 import numpy as np
 from numpy.typing import NDArray
 
-from bento_kv.verify.trace import Trace, TraceStep
+from bento_kv.verify.diagnosis.trace import Trace, TraceStep
 
 
 class Kind(Enum):
