@@ -26,6 +26,7 @@ _DENSE = {k: v for k, v in CONFIGS["gpt_neox"].items() if k != "intermediate_siz
 OWN: dict[str, dict[str, Any]] = {
     "bloom": {**_TOKENS, "hidden_size": 64, "n_layer": 2, "n_head": 4},
     "falcon": {**_DENSE, "num_kv_heads": 2, "new_decoder_architecture": True, "alibi": False},
+    "gemma": {**CONFIGS["llama"], "head_dim": 16},
     "gpt_bigcode": {**_TOKENS, "n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 128, "multi_query": True},
     "gpt_neo": {
         **_TOKENS,

@@ -86,7 +86,7 @@ def _cut_manifest(directory: Path) -> None:
 DAMAGES: list[tuple[Callable[[Path], None], type[BentoKVError], str]] = [
     (flip_weight_byte, IntegrityError, r"model\.onnx\.data was changed"),
     (_unproven, ManifestError, r"has no verification\.json; `bento-kv verify` writes one"),
-    (_failed, VerificationError, "its proof failed: cached-equals-uncached-full"),
+    (_failed, VerificationError, "its proof failed: ragged-rows"),
     (_other_manifest, IntegrityError, "manifest was changed after the proof"),
     (_other_scale, IntegrityError, "manifest was changed after the proof"),
     (_missing_file, IntegrityError, r"tokenizer\.json is missing"),

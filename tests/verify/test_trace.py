@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from bento_kv.errors import TraceError
-from bento_kv.verify import trace as format
+from bento_kv.verify.diagnosis import trace as format
 from bento_kv.verify.diagnosis.trace import golden_trace, read_trace
 from tests.verify.toy import ToyDecoder
 

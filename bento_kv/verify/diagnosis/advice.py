@@ -47,23 +47,34 @@ def todo(
     loop: LayerDiagnosis,
     *,
     target: str,
+    graph: str | None,
     traced: bool,
     reference: str | None,
 ) -> tuple[str, ...]:
-    """The plan, first things first; commands can be copied."""
-    name = shlex.quote(target)
-    again = f"bento-kv doctor {{}}{' --trace TRACE' if traced else ''}"
+    """The plan, first things first; commands can be copied.
+
+    Args:
+        scenario: that follows from the layers.
+        export, loop: the layers.
+        target: what was diagnosed.
+        graph: its file that `repair` would mend; None where only a new export does.
+        traced: the loop judged is the user's own.
+        reference: the original model, if it was given.
+    """
+    name, source = shlex.quote(target), shlex.quote(reference or "SOURCE")
+    repaired = "repaired.onnx" if graph is not None else "exported"
     steps: list[str] = []
-    repaired = "repaired.onnx"
     if export.verdict == "wrong":
-        steps.append(
-            f"Plan 2, the export: {export.findings[0].id}, {export.findings[0].where}. {export.findings[0].fix}"
-        )
-        steps.append(f"bento-kv repair {name} -o {repaired} --reference {shlex.quote(reference or 'SOURCE')}")
-        steps.append(again.format(repaired))
+        first = export.findings[0]
+        steps.append(f"Plan 2, the export: {first.id}, {first.where}. {first.fix}")
+        if graph is not None:
+            steps.append(f"bento-kv repair {shlex.quote(graph)} -o {repaired} --reference {source}")
+        else:
+            steps.append(f"bento-kv export {source} -o {repaired}")
+        steps.append(f"bento-kv doctor {repaired}{' --trace TRACE' if traced else ''}")
     if loop.verdict == "wrong":
         for finding in loop.findings:
-            steps.append(f"Plan 1, the loop: {finding.id}, {finding.where}. {_sentence(finding.fix)}")
+            steps.append(f"Plan 1, the loop: {finding.id}, {finding.where}. {finding.fix}")
         steps.append("Print a trace of the mended loop, and have it judged:")
         steps.append(f"bento-kv doctor {repaired if export.verdict == 'wrong' else name} --trace TRACE")
     if scenario == "C":
@@ -74,7 +85,3 @@ def todo(
             if not traced:
                 steps.append(f"bento-kv doctor {name} --trace TRACE")
     return tuple(steps)
-
-
-def _sentence(text: str) -> str:
-    return text[:1].upper() + text[1:].rstrip(".") + "."

@@ -99,14 +99,23 @@ def diagnose(
     judgement = _judge_loop(export, trace, pad_token_id)
     loop = judgement.diagnosis if judgement else LayerDiagnosis(verdict="unknown")
     scenario, plan = scenario_of(export.layer, loop)
+    opened = export.opened
     return Diagnosis(
         scenario=scenario,
         plan=plan,
         export=export.layer,
         loop=loop,
         checklist=checklist(export.layer, loop),
-        todo=todo(scenario, export.layer, loop, target=str(target), traced=trace is not None, reference=reference_name),
-        target=describe(target, export.opened).model_copy(update={"trace": trace_name, "reference": reference_name}),
+        todo=todo(
+            scenario,
+            export.layer,
+            loop,
+            target=str(target),
+            graph=None if opened.interface and opened.interface.packed else str(opened.files[-1]),
+            traced=trace is not None,
+            reference=reference_name,
+        ),
+        target=describe(target, opened).model_copy(update={"trace": trace_name, "reference": reference_name}),
         measurements=export.measurements.model_copy(update={"loop": judgement.strip if judgement else ()}),
         notes=(*export.notes, *(judgement.notes if judgement else ())),
         versions=versions_of(_PACKAGES),

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from bento_kv.verify.diagnosis.judge_walk import RIGHT, Kind, Walked, walk
-from bento_kv.verify.diagnosis.records import Finding
+from bento_kv.verify.diagnosis.records import Finding, sentence
 from bento_kv.verify.diagnosis.trace import Trace
 
 _FIXES = {
@@ -30,7 +30,8 @@ class Structure:
     notes: list[str] = field(default_factory=list)
 
     def add(self, step: int, id: str, explain: str, fix: str = "") -> None:
-        self.findings.append((step, Finding(id=id, where=f"step {step}", explain=explain, fix=fix or _FIXES[id])))
+        told = Finding(id=id, where=f"step {step}", explain=sentence(explain), fix=sentence(fix or _FIXES[id]))
+        self.findings.append((step, told))
 
 
 def judge_structure(trace: Trace) -> Structure:

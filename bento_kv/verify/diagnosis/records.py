@@ -161,3 +161,8 @@ class Diagnosis(_Record):
 def scenario_of(export: LayerDiagnosis, loop: LayerDiagnosis) -> tuple[Scenario, tuple[int, ...]]:
     """The scenario and its plan; a layer that could not be tried is not called wrong."""
     return _SCENARIOS[export.verdict == "wrong", loop.verdict == "wrong"]
+
+
+def sentence(text: str) -> str:
+    """With a capital and a full stop."""
+    return text[:1].upper() + text[1:].rstrip(".") + "."
