@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import onnx
+from google.protobuf.message import DecodeError
 from transformers import GenerationConfig, PreTrainedConfig
 
 from bento_kv import manifest as contract
@@ -43,7 +44,10 @@ def adopt(directory: Path, source: str, *, max_length: int | None = None) -> con
     files = graph_files(directory)
     found = ModelSource.find(source)
     config = load_config(found)
-    model = onnx.load(files[-1], load_external_data=False)
+    try:
+        model = onnx.load(files[-1], format="protobuf", load_external_data=False)
+    except (OSError, DecodeError) as error:
+        raise ExportError(f"{files[-1]} is not a readable ONNX file: {error}") from error
     inputs = declared_inputs(model)
     if is_packed(inputs):
         raise ExportError(f"{directory} has an in-place decoder without its manifest.json: export it again")

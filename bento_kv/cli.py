@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -56,7 +56,7 @@ class _Group(click.Group):
         except KeyboardInterrupt:
             click.echo("Interrupted", err=True)
             ctx.exit(130)
-        except (click.ClickException, click.exceptions.Exit, click.Abort):
+        except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
             raise
         except Exception as error:
             if ctx.params.get("debug"):
@@ -108,7 +108,9 @@ def export(source: str, directory: Path, force: bool, as_json: bool, **options: 
 @click.option("--html", type=click.Path(dir_okay=False, writable=True, path_type=Path), help="Also write a page.")
 @click.option("--threads", type=click.IntRange(min=1), help="Of the model; as many as there are CPUs unless set.")
 @click.option(
-    "--max-length", type=int, help="Positions of another exporter's decoder; the model's own limit unless set."
+    "--max-length",
+    type=click.IntRange(min=1),
+    help="Positions of another exporter's decoder; the model's own limit unless set.",
 )
 @_as_json
 def verify(
@@ -128,7 +130,10 @@ def verify(
     if not (directory / MANIFEST_FILE).is_file():
         _adopt(directory, reference, max_length)
     elif max_length is not None:
-        raise click.BadParameter("the manifest says it already; export again to change it", param_hint="--max-length")
+        raise click.BadParameter(
+            f"{directory / MANIFEST_FILE} says it already; remove that file to have it written again",
+            param_hint="--max-length",
+        )
     record = prove(
         directory,
         lambda manifest: TorchReference(reference or manifest.source.id, manifest),
@@ -157,7 +162,12 @@ def _adopt(directory: Path, reference: str | None, max_length: int | None) -> No
 @main.command()
 @click.argument("target")
 @click.option("--reference", help="The model it was exported from: a Hugging Face directory, a hub id, or `demo`.")
-@click.option("--trace", "trace_file", type=click.File(encoding="utf-8"), help="Step trace of the loop; - is stdin.")
+@click.option(
+    "--trace",
+    "trace_file",
+    type=click.Path(dir_okay=False, allow_dash=True),
+    help="Step trace of the loop; - is stdin.",
+)
 @click.option("--pad-token-id", type=int, help="What shorter rows of the trace are filled up with.")
 @click.option("--html", type=click.Path(dir_okay=False, writable=True, path_type=Path), help="Also write a page.")
 @click.option("--threads", type=click.IntRange(min=1), help="Of the model; as many as there are CPUs unless set.")
@@ -165,7 +175,7 @@ def _adopt(directory: Path, reference: str | None, max_length: int | None) -> No
 def doctor(
     target: str,
     reference: str | None,
-    trace_file: TextIO | None,
+    trace_file: str | None,
     html: Path | None,
     as_json: bool,
     **options: Any,
@@ -185,8 +195,8 @@ def doctor(
         locate_decoder(target),
         reference=_torch_model(reference),
         reference_name=reference,
-        trace=read_trace(trace_file) if trace_file else None,
-        trace_name=getattr(trace_file, "name", None),
+        trace=None if trace_file is None else read_trace(sys.stdin if trace_file == "-" else trace_file),
+        trace_name=trace_file,
         progress=_progress,
         **options,
     )
@@ -205,7 +215,8 @@ def doctor(
 @click.option("--prompt-ids", required=True, help="Token ids, with commas: 5,6,7.")
 @click.option("--steps", type=click.IntRange(min=1), default=8, show_default=True, help="Steps, step 0 included.")
 @click.option("--threads", type=click.IntRange(min=1), help="Of the model; as many as there are CPUs unless set.")
-def trace(target: str, prompt_ids: str, steps: int, threads: int | None) -> None:
+@_as_json
+def trace(target: str, prompt_ids: str, steps: int, threads: int | None, as_json: bool) -> None:
     """Print the golden trace of TARGET: what a right loop feeds and gets, as JSON Lines."""
     from bento_kv.store import locate_decoder
     from bento_kv.verify.diagnosis.loading import open_cached
@@ -223,8 +234,12 @@ def trace(target: str, prompt_ids: str, steps: int, threads: int | None) -> None
         raise click.BadParameter(
             f"{unknown[0]} is not a token id: {target} has {vocab_size}, from 0 on", param_hint="--prompt-ids"
         )
-    for step in golden_trace(graph, ids, steps):
-        click.echo(step.to_json())
+    lines = (step.to_json() for step in golden_trace(graph, ids, steps))
+    if as_json:
+        click.echo(f"[{', '.join(lines)}]")
+        return
+    for line in lines:
+        click.echo(line)
 
 
 @main.command()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Iterator
 from functools import cache
 
@@ -56,8 +58,11 @@ def precision(model: onnx.ModelProto) -> Precision:
         return "int4"
     if operators & _EIGHT_BITS:
         return "int8"
-    types = [tensor.data_type for graph in graphs for tensor in graph.initializer]
-    return "fp16" if types.count(TensorProto.FLOAT16) > types.count(TensorProto.FLOAT) else "fp32"
+    elements: Counter[int] = Counter()
+    for tensor in (tensor for graph in graphs for tensor in graph.initializer):
+        elements[tensor.data_type] += math.prod(tensor.dims)
+    halves = elements[TensorProto.FLOAT16] + elements[TensorProto.BFLOAT16]
+    return "fp16" if halves > elements[TensorProto.FLOAT] else "fp32"
 
 
 @cache

@@ -148,7 +148,12 @@ def locate_decoder(target: str) -> Path:
         SourceError: it is none of these.
     """
     path = Path(target).expanduser()
-    return path if target and path.is_file() else locate(target)
+    if target and path.is_file():
+        return path
+    try:
+        return locate(target)
+    except SourceError as error:
+        raise SourceError(f"there is no ONNX file or directory {target!r}, and {error}") from error
 
 
 @attrs.frozen(init=False)

@@ -39,7 +39,7 @@ def read(file: Path) -> onnx.ModelProto:
         DecoderError: it is not there, or not an ONNX file.
     """
     try:
-        model: onnx.ModelProto = onnx.load(file, load_external_data=False)
+        model: onnx.ModelProto = onnx.load(file, format="protobuf", load_external_data=False)
     except OSError as error:
         raise DecoderError(f"{file} cannot be read: {error.strerror}") from error
     except DecodeError as error:

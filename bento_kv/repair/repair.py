@@ -23,7 +23,6 @@ def repair(
     output: Path,
     *,
     reference: str | None = None,
-    compare: Callable[[Path], float] | None = None,
     names: bool = True,
     force: bool = False,
     progress: Callable[[str], None] = lambda _: None,
@@ -40,7 +39,6 @@ def repair(
         file: what to mend; it stays as it is.
         output: where to; its weights go to `<output>.data` if those of the file lie beside it.
         reference: a Hugging Face model directory or a hub id.
-        compare: gives the largest error of a decoder's logits against the reference, of the largest logit.
         names: inputs and outputs are given the names that most loops expect.
         force: replace what stands at `output`.
         progress: told what is being done.
@@ -56,7 +54,7 @@ def repair(
     result = Repair(file)
     with staged(output) as target:
         if reference is not None:
-            result.mended = reexport(file, reference, target, compare=compare, progress=progress)
+            result.mended = reexport(file, reference, target, progress=progress)
             result.exported = True
         else:
             _mend(file, target, result, names, progress)
@@ -70,16 +68,18 @@ def _mend(file: Path, target: Path, result: Repair, names: bool, progress: Calla
     model = read(file)
     interface_of(model)
     found, relinked, missing = find_weights(model, file)
+    if missing:  # a file that points to weights that are not there would be no better than the old one
+        result.left += missing
+        target.unlink(missing_ok=True)
+        return
     result.mended += relinked
-    result.left += missing
     progress("versions")
     model, mended, left = lower_versions(model)
     result.mended += mended
     result.left += left
-    if not missing:
-        carry_weights(model, found, target.parent, f"{target.name}.data")
-        if not left:
-            model = _mend_graph(model, file, target, result, names, progress)
+    carry_weights(model, found, target.parent, f"{target.name}.data")
+    if not left:
+        model = _mend_graph(model, file, target, result, names, progress)
     if result.mended:
         write(model, target)
         if not result.left:

@@ -51,7 +51,7 @@ def _convert(model: onnx.ModelProto, target: int) -> tuple[onnx.ModelProto | Non
         return _restamp(model, target)
     try:
         with_values = _convert_light(model, target)
-        onnx.checker.check_model(_light(with_values)[0])
+        onnx.checker.check_model(light(with_values)[0])
     except Exception as error:  # noqa: BLE001 - the converter's own, and a class that the checker does not export
         unknown = sorted(_newer(model, target))
         reason = f"{unknown[0]} came after opset {target}" if unknown else first_line(error)
@@ -72,7 +72,7 @@ def _restamp(model: onnx.ModelProto, target: int) -> tuple[onnx.ModelProto | Non
         if entry.domain in ("", "ai.onnx"):
             entry.version = target
     try:
-        onnx.checker.check_model(_light(lowered)[0])
+        onnx.checker.check_model(light(lowered)[0])
     except Exception as error:  # noqa: BLE001 - a class that onnx does not export
         return None, Change(
             "opset-unsupported",
@@ -97,8 +97,8 @@ def _newer(model: onnx.ModelProto, target: int) -> set[str]:
 
 def _convert_light(model: onnx.ModelProto, target: int) -> onnx.ModelProto:
     """Convert without the weights, which the converter copies several times and which may lie in another file."""
-    light, heavy = _light(model)
-    converted: onnx.ModelProto = version_converter.convert_version(light, target)
+    small, heavy = light(model)
+    converted: onnx.ModelProto = version_converter.convert_version(small, target)
     names = {tensor.name for tensor in heavy}
     kept = [value for value in converted.graph.input if value.name not in names]
     del converted.graph.input[:]
@@ -112,7 +112,7 @@ def _convert_light(model: onnx.ModelProto, target: int) -> onnx.ModelProto:
     return converted
 
 
-def _light(model: onnx.ModelProto) -> tuple[onnx.ModelProto, list[onnx.TensorProto]]:
+def light(model: onnx.ModelProto) -> tuple[onnx.ModelProto, list[onnx.TensorProto]]:
     """The model with its large weights as inputs, and these."""
     light = onnx.ModelProto()
     light.CopyFrom(model)

@@ -60,7 +60,7 @@ def graph_files(target: Path) -> tuple[Path, ...]:
             raise DecoderError(
                 f"{folder} has {len(files)} ONNX files ({files[0].name}, {files[1].name}, ...); name one"
             )
-    raise DecoderError(f"{target} has no ONNX file")
+    raise DecoderError(f"{target} has no ONNX file; give the file, or the folder that has it")
 
 
 def _named_by_genai(directory: Path) -> Path | None:
@@ -105,9 +105,10 @@ class GrowingGraph:
         # Where a second graph takes the later steps, it was traced with one token, and has a mask for no more.
         self.one_token_steps = len(self._parts) > 1 or self.interface.branch is not None
         self._heads_dim = heads_dim
-        for pair in self.interface.caches:
-            if pair.past is not None and pair.past.dtype not in _NUMPY:
-                raise DecoderError(f"{pair.past.name} is {pair.past.dtype}, which cannot be fed from here")
+        for part in self._parts:
+            for spec in part.interface.fed:
+                if spec.dtype not in _NUMPY:
+                    raise DecoderError(f"{spec.name} is {spec.dtype}, which cannot be fed from here")
 
     @classmethod
     def open(cls, target: Path, *, threads: int | None = None) -> GrowingGraph:

@@ -7,7 +7,7 @@ Exporters agree on none of the names. What they share is structure: the cache is
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -86,6 +86,12 @@ class Interface:
     packed: bool = False
 
     @property
+    def fed(self) -> list[TensorSpec]:
+        """All inputs."""
+        others = (self.ids, self.mask, self.positions, self.branch, *self.zeros)
+        return [spec for spec in (*others, *(pair.past for pair in self.caches)) if spec is not None]
+
+    @property
     def layers(self) -> int:
         return len({pair.layer for pair in self.caches})
 
@@ -122,6 +128,12 @@ def recognize(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> In
     positions = _first(rest, lambda s: "position" in s.name.lower() and "token_type" not in s.name.lower())
     branch = _first(rest, lambda s: s.dtype == "bool" and len(s.shape) <= 1 and s is not mask)
     zeros = tuple(s for s in rest if "token_type" in s.name.lower() or "segment" in s.name.lower())
+    for spec, ranks in ((mask, (2, 4)), (positions, (1, 2))):
+        if spec is not None and len(spec.shape) not in ranks:
+            raise DecoderError(
+                f"the graph's input {spec.name} {list(spec.shape)} has {len(spec.shape)} axes: not a "
+                f"causal decoder's, which has {' or '.join(map(str, ranks))}"
+            )
     taken = [mask, positions, branch, *zeros]
     ids = _ids([spec for spec in rest if spec not in taken])
     unknown = [spec for spec in rest if spec is not ids and spec not in taken]
@@ -133,8 +145,8 @@ def recognize(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> In
     return Interface(ids, logits, mask, positions, branch, zeros, _pair(pasts, presents))
 
 
-def _first(specs: Sequence[TensorSpec], is_it: object) -> TensorSpec | None:
-    return next((spec for spec in specs if callable(is_it) and is_it(spec)), None)
+def _first(specs: Sequence[TensorSpec], is_it: Callable[[TensorSpec], bool]) -> TensorSpec | None:
+    return next((spec for spec in specs if is_it(spec)), None)
 
 
 def _may_be_cache(spec: TensorSpec) -> bool:
@@ -169,7 +181,10 @@ def _ids(specs: Sequence[TensorSpec]) -> TensorSpec:
 
 def _pair(pasts: Sequence[TensorSpec], presents: Sequence[TensorSpec]) -> tuple[CachePair, ...]:
     """Past and present by layer and side; a side without its counterpart is a pair with a hole."""
-    before, after = _placed(pasts), _placed(presents)
+    # Layers may be counted from 1: of pasts and presents alike, or one that is missing would shift the others.
+    numbers = [number for spec in (*pasts, *presents) if (number := _number(spec.name)) is not None]
+    base = 1 if numbers and min(numbers) == 1 else 0
+    before, after = _placed(pasts, base), _placed(presents, base)
     pairs = []
     for layer, side in sorted({*before, *after}, key=lambda place: (place[0], place[1] != "key")):
         past, present = before.get((layer, side)), after.get((layer, side))
@@ -178,15 +193,12 @@ def _pair(pasts: Sequence[TensorSpec], presents: Sequence[TensorSpec]) -> tuple[
     return tuple(pairs)
 
 
-def _placed(specs: Sequence[TensorSpec]) -> dict[tuple[int, Side], TensorSpec]:
+def _placed(specs: Sequence[TensorSpec], base: int) -> dict[tuple[int, Side], TensorSpec]:
     """Layer and side of each tensor: by its name if the names tell them all apart, else by the order of the graph."""
     if not specs:
         return {}
     named = [(_number(spec.name), _side(spec)) for spec in specs]
-    numbers = sorted({number for number, _ in named if number is not None})
     if len(set(named)) == len(named) and all(number is not None for number, _ in named):
-        # Layers may be counted from 1; and where one is missing, the others keep their numbers.
-        base = min(numbers[0], 1) if numbers[0] in (0, 1) else 0
         return {(number - base, side): s for (number, side), s in zip(named, specs, strict=True) if number is not None}
     if any(_stacked(spec) for spec in specs):
         return {(index, "both"): spec for index, spec in enumerate(specs)}

@@ -32,7 +32,7 @@ def check_contract(directory: Path, manifest: Manifest) -> list[Check]:
     """
     file = directory / manifest.graphs[-1]
     try:
-        graph = onnx.load(file, load_external_data=False)
+        graph = onnx.load(file, format="protobuf", load_external_data=False)
     except Exception as error:  # protobuf's errors share no base class with OSError
         raise ManifestError(f"{file} is not a readable ONNX file: {error}") from error
     inputs = {spec.name: spec for spec in declared_inputs(graph)}
@@ -63,7 +63,7 @@ def check_contract(directory: Path, manifest: Manifest) -> list[Check]:
 
 def longest_window(directory: Path, manifest: Manifest) -> int:
     """Tokens that the longest sliding window of the graph's attention spans; 0 if none has one."""
-    graph = onnx.load(directory / manifest.graphs[-1], load_external_data=False).graph
+    graph = onnx.load(directory / manifest.graphs[-1], format="protobuf", load_external_data=False).graph
     windows = [a.i for node in graph.node for a in node.attribute if a.name == "local_window_size"]
     return max(windows, default=0)
 

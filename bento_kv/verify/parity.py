@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -11,7 +12,7 @@ from jinja2 import TemplateError
 from numpy.typing import NDArray
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
 
-from bento_kv.errors import SourceError, VerificationError
+from bento_kv.errors import SourceError, VerificationError, first_line
 from bento_kv.manifest import Manifest
 from bento_kv.source import ModelSource
 from bento_kv.verify.reference import LayerArrays
@@ -45,7 +46,15 @@ class TorchReference:
         except Exception as error:  # safetensors, pickle and torch each raise their own
             raise SourceError(f"{source}: the reference cannot be loaded: {error}") from error
         self._model = model.eval()
-        self._tokenizer: Any = AutoTokenizer.from_pretrained(found.path, trust_remote_code=False)
+        self._source = found
+
+    @cached_property
+    def _tokenizer(self) -> Any:
+        """Loaded when text is compared: numbers need none."""
+        try:
+            return AutoTokenizer.from_pretrained(self._source.path, trust_remote_code=False)
+        except Exception as error:  # transformers raises nearly anything here, from OSError to KeyError
+            raise SourceError(f"{self._source.id}: its tokenizer cannot be loaded: {first_line(error)}") from error
 
     @torch.inference_mode()
     def logits(
@@ -53,6 +62,11 @@ class TorchReference:
     ) -> NDArray[np.float32]:
         """Logits `[tokens, vocab_size]`, computed at once; see `NumericReference`."""
         first = past[0][0].shape[1] if past else 0
+        known = self._model.get_input_embeddings().num_embeddings
+        if max(ids) >= known:
+            raise SourceError(
+                f"{self._source.id} has {known} tokens, and the decoder more: it is not what the decoder was exported from"
+            )
         out: torch.Tensor = self._model(
             input_ids=torch.tensor([list(ids)]),
             position_ids=torch.arange(first, first + len(ids))[None],

@@ -60,10 +60,10 @@ def prove(
     manifest = Manifest.read(directory)
     book = _Book(progress)
     book.add("export", "contract", lambda: check_contract(directory, manifest))
-    if manifest.layout == "growing":
-        book.add("export", "self-consistency", lambda: check_export(directory, threads))
     if all(check.passed for check in book.checks["export"]):
         try:
+            if manifest.layout == "growing":
+                book.add("export", "self-consistency", lambda: check_export(directory, threads))
             _compute(directory, manifest, reference(manifest), threads or available_cpus(), book)
         except DecoderError as error:
             # Until the decoder has been compared with torch step by step, what fails is the graph.
@@ -76,7 +76,9 @@ def prove(
 
 
 def _compute(directory: Path, manifest: Manifest, model: Reference, threads: int, book: _Book) -> None:
-    """All that comes after the contract."""
+    """All that comes after the contract, or after a growing cache's self-consistency if that holds."""
+    if not all(check.passed for check in book.checks["export"]):
+        return
 
     def record(decoder: Decoder, prompts: Sequence[Sequence[int]]) -> None:
         book.golden = tuple(record_golden(decoder, prompt, GOLDEN_STEPS) for prompt in prompts)

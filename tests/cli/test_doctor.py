@@ -142,9 +142,13 @@ def test_our_own_decoder_and_its_page(tiny_decoder: Path, tmp_path: Path) -> Non
     ("arguments", "message"),
     [
         (("doctor", "nowhere"), "model store has no nowhere"),
-        (("doctor", "nowhere/model.onnx"), "nowhere/model.onnx is not"),
+        (("doctor", "nowhere/model.onnx"), "'nowhere/model.onnx'"),
         (("doctor", "{text}"), "is not an ONNX file"),
         (("doctor", "{empty}"), "has no ONNX file"),
+        (("doctor", "{folder}/config.json"), "is not an ONNX file"),
+        (("doctor", "{file}", "--trace", "{folder}/one.jsonl"), "trace three or more"),
+        (("doctor", "{file}", "--trace", "{folder}/other.jsonl"), "token id 700, and the decoder has 300"),
+        (("verify", "{folder}", "--max-length", "0"), "--max-length"),
         (("doctor", "{file}", "--trace", "{text}"), "line 1"),
         (("doctor", "{file}", "--trace", "missing.jsonl"), "No such file"),
         (("doctor", "{file}", "--html", "{empty}/a/b.html"), "cannot be written"),
@@ -159,8 +163,12 @@ def test_wrong_input_is_named_with_its_remedy(
     arguments: tuple[str, ...], message: str, growing_file: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "text.txt").write_text("no model\n")
+    (tmp_path / "config.json").write_text('{"architectures": []}')
+    (tmp_path / "one.jsonl").write_text('{"step": 0, "input_ids": [[5]], "past_length": 0}\n')
+    steps = [{"step": n, "input_ids": [[700]], "past_length": n} for n in range(3)]
+    (tmp_path / "other.jsonl").write_text("\n".join(map(json.dumps, steps)))
     (tmp_path / "empty").mkdir()
-    names = {"file": growing_file, "text": tmp_path / "text.txt", "empty": tmp_path / "empty"}
+    names = {"folder": tmp_path, "file": growing_file, "text": tmp_path / "text.txt", "empty": tmp_path / "empty"}
     answer = _run(*(argument.format(**names) for argument in arguments))
     assert answer.returncode == 2
     assert message in " ".join(answer.stderr.split())

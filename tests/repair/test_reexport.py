@@ -13,7 +13,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from bento_kv.errors import ExportError, SourceError
+from bento_kv.errors import SourceError
 from bento_kv.repair.names import interface_of
 from bento_kv.repair.reexport import adapt
 from bento_kv.repair.repair import repair
@@ -49,11 +49,9 @@ def test_the_interface_is_put_around_the_export(
 def test_a_broken_file_is_exported_anew(common: onnx.ModelProto, source: Path, tmp_path: Path) -> None:
     layout = layouts.as_stacked(common)
     file = layouts.save(layouts.as_fixed_axes(layout, batch=1, past=4), tmp_path / "model.onnx")
-    before, compared = file.read_bytes(), []
-    result = repair(
-        file, tmp_path / "new.onnx", reference=str(source), compare=lambda new: compared.append(new.exists()) or 1e-6
-    )
-    assert (result.exported, result.left, compared) == (True, [], [True])
+    before = file.read_bytes()
+    result = repair(file, tmp_path / "new.onnx", reference=str(source))
+    assert (result.exported, result.left) == (True, [])
     assert file.read_bytes() == before
     assert _declared(tmp_path / "new.onnx") == _declared(layouts.save(layout, tmp_path / "layout.onnx"))
     _assert_equals_torch(tmp_path / "new.onnx", source, 1e-5)
@@ -82,13 +80,6 @@ def test_a_file_cut_off_is_exported_anew(common: onnx.ModelProto, source: Path, 
     result = repair(tmp_path / "model.onnx", tmp_path / "new.onnx", reference=str(source))
     assert result.exported
     _assert_equals_torch(tmp_path / "new.onnx", source, 1e-5)
-
-
-def test_an_export_that_differs_is_not_kept(common: onnx.ModelProto, source: Path, tmp_path: Path) -> None:
-    file = layouts.save(common, tmp_path / "model.onnx")
-    with pytest.raises(ExportError, match=r"logits differ .* by 2\.0e-01"):
-        repair(file, tmp_path / "new.onnx", reference=str(source), compare=lambda new: 0.2)
-    assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
 
 
 def test_a_reference_that_is_not_there(common: onnx.ModelProto, tmp_path: Path) -> None:

@@ -60,6 +60,12 @@ def test_a_missing_present_leaves_a_hole_in_its_own_layer() -> None:
     assert holes == [(1, "value")]
 
 
+def test_a_missing_first_past_does_not_shift_the_others() -> None:
+    pasts = [_spec(f"past.{n}.key", "b", 2, "p", 16) for n in (1, 2)]
+    presents = [_spec(f"present.{n}.key", "b", 2, "t", 16) for n in (0, 1, 2)]
+    assert [pair.layer for pair in _with(pasts, presents).caches if pair.past is None] == [0]
+
+
 @pytest.mark.parametrize(
     ("past", "present", "axes"),
     [

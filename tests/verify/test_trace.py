@@ -61,7 +61,7 @@ def test_null_is_left_out() -> None:
 
 def test_an_unknown_field_is_named_in_a_note() -> None:
     trace = read(ZERO, ONE | {"pastLength": 2})
-    assert trace.notes == ("field `pastLength` is not part of the format and was ignored (line 2)",)
+    assert trace.notes == ("field `pastLength` is not part of the format, ignored (line 2)",)
 
 
 @pytest.mark.parametrize(
@@ -154,3 +154,15 @@ def test_the_golden_trace_has_every_field_and_is_the_loop_as_it_should_be() -> N
     assert [step.next_token for step in steps] == [(int(row.argmax()),) for row in logits[2:]]
     assert steps[0].present_sum is not None
     assert len(steps[0].present_sum) == 2 * len(graph.empty_cache(1))
+
+
+def test_what_no_encoding_can_write_is_spelled_out_and_what_no_float_holds_is_refused() -> None:
+    lines = '{"step": 0, "input_ids": [[1]], "past_length": 0, "\\ud800x": 1}\n'
+    assert read_trace(io.StringIO(lines)).notes[0].encode("utf-8").startswith(b"field `\\ud800x`")
+    huge = '{"step": 0, "input_ids": [[1]], "past_length": 0, "past_sum": [' + "1" + "0" * 400 + "]}\n"
+    with pytest.raises(TraceError, match=r"line 1.*past_sum"):
+        read_trace(io.StringIO(huge))
+
+
+def test_a_byte_order_mark_is_no_part_of_a_trace() -> None:
+    assert read_trace(io.StringIO('\ufeff{"step": 0, "input_ids": [[1]], "past_length": 0}\n')).rows == 1

@@ -43,9 +43,6 @@ class Accepted:
     def works(self, sizes: Sizes) -> bool:
         return sizes in self.complaints and self.complaints[sizes] is None
 
-    def bases(self) -> Iterator[Sizes]:
-        return (sizes for sizes, complaint in self.complaints.items() if complaint is None)
-
 
 class Acceptance:
     """Tries sizes on a graph. A past of zeros will do: only whether a run ends well is asked here.
@@ -70,8 +67,9 @@ class Acceptance:
 
     def _run(self, sizes: Sizes) -> str | None:
         ids = np.arange(sizes.rows * sizes.tokens).reshape(sizes.rows, sizes.tokens) % self._vocab_size
+        past = zeros(self._graph, sizes.rows, sizes.past)
         try:
-            output = self._graph.run(ids.astype(np.int64), zeros(self._graph, sizes.rows, sizes.past))
+            output = self._graph.run(ids.astype(np.int64), past)
         except DecoderError as error:
             return str(error)
         rows, tokens = output.logits.shape[:2]
@@ -162,7 +160,7 @@ class Acceptance:
             explain=f"The graph runs on {base} and not on {failed}: {_reason(self._complaint(failed))}. The {kind} size "
             f"{size} was fixed inside the graph when it was traced, whatever its inputs declare.",
             fix="Export again with that axis dynamic, from an example of sizes other than 0 and 1, which tracing takes "
-            "for constants: `bento-kv repair FILE -o FILE --reference SOURCE`.",
+            "for constants: `bento-kv repair FILE -o REPAIRED --reference SOURCE`.",
         )
 
     def _zero_rejected(self) -> Finding:
@@ -172,7 +170,7 @@ class Acceptance:
             where=f"{_place(complaint)}, past of length 0",
             explain=f"Step 0 has no past yet, and the graph does not run on an empty one: {_reason(complaint)}. A loop "
             "that works around it with a dummy position attends to keys that nobody computed, unless it masks them.",
-            fix="Export again from an example with a past, its length dynamic: `bento-kv repair FILE -o FILE "
+            fix="Export again from an example with a past, its length dynamic: `bento-kv repair FILE -o REPAIRED "
             "--reference SOURCE`. Or export a second graph without past inputs for step 0.",
         )
 

@@ -47,7 +47,9 @@ def _no_cache(interface: Interface) -> Iterator[Finding]:
         f"The graph has no cache {' and no cache '.join(lacking)} ({has}). Each step has to compute the whole "
         "sequence again, so its cost grows with every token, whatever the loop does."
     )
-    fix = "Export it with its cache: `bento-kv repair FILE -o FILE --reference SOURCE`, or `bento-kv export SOURCE`."
+    fix = (
+        "Export it with its cache: `bento-kv repair FILE -o REPAIRED --reference SOURCE`, or `bento-kv export SOURCE`."
+    )
     if interface.has_present:
         fix = (
             "This is the first of a pair: put decoder_with_past_model.onnx, which takes the later steps, beside it. "

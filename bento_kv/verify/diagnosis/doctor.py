@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from bento_kv.errors import DecoderError
+from bento_kv.errors import DecoderError, TraceError
 from bento_kv.manifest import Check, versions_of
 from bento_kv.onnx_file import precision
 from bento_kv.runtime.graph import CachedGraph
@@ -262,7 +262,7 @@ def _does_not_run(complaint: str) -> Finding:
         id="dynamic-axis-baked",
         where="the graph",
         explain=f"Steps of a few sizes run, and others do not: {complaint}.",
-        fix="Export again with batch, sequence and past dynamic: `bento-kv repair FILE -o FILE --reference SOURCE`.",
+        fix="Export again with batch, sequence and past dynamic: `bento-kv repair FILE -o REPAIRED --reference SOURCE`.",
     )
 
 
@@ -270,7 +270,25 @@ def _judge_loop(export: _Export, trace: Trace | None, pad_token_id: int | None) 
     """The traced loop, or our own. Numbers count only where the export is right; lengths and tokens always do."""
     graph: CachedGraph | None = export.opened.graph if export.layer.verdict == "right" else None
     if trace is not None:
+        _check_trace(trace, export.vocab_size)
         return judge(trace, graph, pad_token_id=pad_token_id)
     if graph is None:
         return None
     return judge(own_trace(export.opened, graph, export.vocab_size), graph)
+
+
+def _check_trace(trace: Trace, vocab_size: int) -> None:
+    """Refuse what cannot be judged.
+
+    Raises:
+        TraceError: it has one step, or tokens that this decoder does not have.
+    """
+    if len(trace.steps) < 2:
+        raise TraceError("the trace has one step, which says nothing about the cache: trace three or more")
+    for step in trace.steps:
+        largest = max(max(row) for row in (*step.input_ids, step.next_token or (0,)))
+        if 0 < vocab_size <= largest:
+            raise TraceError(
+                f"step {step.step} has the token id {largest}, and the decoder has {vocab_size} tokens: "
+                "is it the trace of another decoder?"
+            )

@@ -27,7 +27,6 @@ class Held:
 
     Attributes:
         past: the right one, cut to the length that the trace gives.
-        last: the output of the step before; `fed` is the past that it was given.
         older: the present of the step before that; of length 0 where there is none.
         zero: the present of step 0.
         mask: `[rows, past + tokens]`; None for all.
@@ -36,13 +35,10 @@ class Held:
 
     step: TraceStep
     past: Cache
-    last: GraphOutput
-    fed: Cache
     older: Cache
     zero: Cache
     mask: NDArray[np.int64] | None
     positions: NDArray[np.int64]
-    before: NDArray[np.int64]  # the positions of the step before
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,23 +120,22 @@ class Replay:
             DecoderError: the runtime refuses what was prepared.
         """
         rows = self._trace.rows
-        past = older = zero = fed = self._graph.empty_cache(rows)
+        past = older = zero = self._graph.empty_cache(rows)
         last: GraphOutput | None = None
-        before = np.zeros((rows, 0), np.int64)
         for step in self._trace.steps:
             positions = self._positions(step)
             mask = self._mask(step.past_length + step.width)
             feeds = Feeds(past, mask, positions)
             if last is not None:
                 right = _cut(last.present, step.past_length)
-                held = Held(step, right, last, fed, older, zero, mask, positions, before)
+                held = Held(step, right, older, zero, mask, positions)
                 feeds = (prepare if step.step >= start else golden)(held)
             given = feeds.positions if self._graph.takes_positions else None
             output = self._graph.run(step.ids, feeds.past, mask=feeds.mask, positions=given)
             yield step, feeds.past, output
             older = last.present if last is not None else older
             zero = output.present if last is None else zero
-            fed, last, before = feeds.past, output, positions
+            last = output
 
     def score(self, prepare: Prepare = golden, start: int = 1, *, stop: bool = False) -> Score:
         """Compare a replay with the trace; `stop` at the first step that differs."""

@@ -14,7 +14,7 @@ from bento_kv.verify.diagnosis.judge_faults import Fault, faults
 from bento_kv.verify.diagnosis.judge_fields import ended_rows
 from bento_kv.verify.diagnosis.judge_replay import LIMIT, Choice, Replay, Score, choice_errors
 from bento_kv.verify.diagnosis.judge_structure import Structure
-from bento_kv.verify.diagnosis.judge_walk import RIGHT, Kind
+from bento_kv.verify.diagnosis.judge_walk import Kind
 from bento_kv.verify.diagnosis.trace import Trace, cache_sums
 
 # Rounding stays below it. Between it and LIMIT the golden loop is right, unless a faulty one fits far better.
@@ -109,7 +109,7 @@ class _Judge:
             return
         if self._trace.rows > 1 and self._rows_excused():
             return
-        self._diverges(golden)
+        self._diverges(golden, golden.first)
 
     def _sums_fit(self) -> bool:
         """Whether the trace's sums are of the layers and sides as they are here; padding counts in them."""
@@ -185,9 +185,7 @@ class _Judge:
             )
         return True
 
-    def _diverges(self, golden: Score) -> None:
-        first = golden.first
-        assert first is not None
+    def _diverges(self, golden: Score, first: int) -> None:
         numbers = [step for step, error in golden.numbers.items() if error > LIMIT]
         tokens = golden.tokens
         if not numbers and self._is_sampled(tokens):
@@ -297,5 +295,4 @@ def _first_decoded(structure: Structure) -> int:
     walked = structure.walked
     last = next((at for at, w in enumerate(walked) if w.step.width == 1), len(walked)) - 1
     check = next((at for at, w in enumerate(walked) if w.kind is Kind.ROLLBACK), None)
-    assert all(w.kind in RIGHT or w.kind is Kind.RECOMPUTE for w in walked)
     return max(0, last if check is None else min(last, check - 2))

@@ -76,11 +76,13 @@ def open_decoder_file(target: Path, *, threads: int | None = None) -> Opened:
     opened.interface = recognize(opened.inputs, declared_outputs(model))
     if opened.findings:
         return opened
-    try:
-        sessions = [open_session(file, threads=threads) for file in opened.files]
-    except BentoKVError as error:
-        opened.findings.append(_load_failed(opened.files[-1], str(error)))
-        return opened
+    sessions = []
+    for file in opened.files:
+        try:
+            sessions.append(open_session(file, threads=threads))
+        except BentoKVError as error:
+            opened.findings.append(_load_failed(file, str(error)))
+            return opened
     opened.graph = (
         PackedGraph(sessions[0], opened.inputs)
         if opened.interface.packed
@@ -137,7 +139,7 @@ def _layout(opened: Opened) -> str:
 
 def _parse(file: Path) -> onnx.ModelProto | Finding:
     try:
-        model = onnx.load(file, load_external_data=False)
+        model = onnx.load(file, format="protobuf", load_external_data=False)
     except OSError as error:
         raise DecoderError(f"{file} cannot be read: {error.strerror}") from error
     except DecodeError as error:
@@ -156,7 +158,7 @@ def _versions(model: onnx.ModelProto, file: Path) -> list[Finding]:
                 where=f"{file.name}, ir_version {model.ir_version}",
                 explain=f"The file has IR version {model.ir_version}; onnxruntime {ort.__version__} takes up to "
                 f"{highest_ir_version()}. Nothing runs until that is changed; the numbers inside may well be right.",
-                fix=f"`bento-kv repair {file.name} -o FILE` lowers it; or install a newer onnxruntime.",
+                fix=f"`bento-kv repair {file.name} -o REPAIRED` lowers it; or install a newer onnxruntime.",
             )
         )
     for entry in model.opset_import:
@@ -167,7 +169,7 @@ def _versions(model: onnx.ModelProto, file: Path) -> list[Finding]:
                     where=f"{file.name}, opset {entry.version}",
                     explain=f"The graph is written in opset {entry.version}; onnxruntime {ort.__version__} takes up to "
                     f"{highest_opset()}.",
-                    fix=f"`bento-kv repair {file.name} -o FILE` converts it; or export with opset={highest_opset()} or "
+                    fix=f"`bento-kv repair {file.name} -o REPAIRED` converts it; or export with opset={highest_opset()} or "
                     "lower; or install a newer onnxruntime.",
                 )
             )

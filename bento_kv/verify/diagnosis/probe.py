@@ -11,7 +11,7 @@ from bento_kv.runtime.graph import Cache, CachedGraph, GraphOutput
 from bento_kv.verify.checks import scaled_error
 
 REEXPORT = (
-    "Export again: `bento-kv repair FILE -o FILE --reference SOURCE`, or `bento-kv export SOURCE` for the layout that has "
+    "Export again: `bento-kv repair FILE -o REPAIRED --reference SOURCE`, or `bento-kv export SOURCE` for the layout that has "
     "no cache to pass on."
 )
 LENGTH = 12

@@ -26,6 +26,7 @@ MAX_STEPS = 10_000
 MAX_LINE = 16 * 2**20  # characters
 MAX_TOTAL = 256 * 2**20
 _MAX_INT = 2**31 - 1
+_MAX_FLOAT = 10**300
 
 Rows = tuple[tuple[int, ...], ...]
 Top = tuple[tuple[tuple[int, float], ...], ...]
@@ -112,8 +113,13 @@ def read_trace(source: Path | str | TextIO) -> Trace:
         raise TraceError(f"{name} is not UTF-8 text; write the trace as JSON Lines in UTF-8") from error
     if not steps:
         raise TraceError(f"{name} is empty: print one JSON object a line and step, from step 0 on")
-    notes = [f"field `{field}` is not part of the format and was ignored (line {at})" for field, at in unknown.items()]
+    notes = [f"field `{_writable(field)}` is not part of the format, ignored (line {at})" for field, at in unknown.items()]
     return Trace(tuple(steps), tuple(notes))
+
+
+def _writable(text: str) -> str:
+    """JSON may escape halves of characters, which no encoding can write."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _open(source: Path | str | TextIO) -> Any:
@@ -134,6 +140,7 @@ def _lines(stream: TextIO, name: str) -> Iterator[tuple[int, str]]:
     number = total = 0
     while text := stream.readline(MAX_LINE + 1):
         number += 1
+        text = text.removeprefix("\ufeff") if number == 1 else text
         total += len(text)
         if len(text) > MAX_LINE or total > MAX_TOTAL:
             raise TraceError(f"{name}, line {number}: too long for a trace; trace a shorter prompt, or fewer steps")
@@ -270,6 +277,8 @@ class _Line:
         return self._integer("logits_top", pair[0]), self._number_of("logits_top", pair[1])
 
     def _number_of(self, field: str, value: Any) -> float:
+        if isinstance(value, int) and abs(value) > _MAX_FLOAT:  # no float is as large
+            value = math.inf
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
             remedy = "write finite numbers; where the model gives NaN or infinity, diagnose its export first"
             raise self._wrong(field, f"has {json.dumps(value)[:40]}", remedy)
