@@ -113,7 +113,9 @@ def read_trace(source: Path | str | TextIO) -> Trace:
         raise TraceError(f"{name} is not UTF-8 text; write the trace as JSON Lines in UTF-8") from error
     if not steps:
         raise TraceError(f"{name} is empty: print one JSON object a line and step, from step 0 on")
-    notes = [f"field `{_writable(field)}` is not part of the format, ignored (line {at})" for field, at in unknown.items()]
+    notes = [
+        f"field `{_writable(field)}` is not part of the format, ignored (line {at})" for field, at in unknown.items()
+    ]
     return Trace(tuple(steps), tuple(notes))
 
 
