@@ -26,13 +26,20 @@ class StepRow:
         tokens: token ids to compute, at least one.
         start: number of positions of the slot that hold valid keys and values before the step.
         logits: of how many trailing tokens the logits are wanted: 0 for a chunk that is not the last, 1 to sample the
-            next token, `len(tokens)` for a check of drafts or for log-probabilities of a prompt.
+            next token, `drafts + 1` for a check of drafts, `len(tokens)` for log-probabilities of a prompt.
+        drafts: how many trailing tokens are guesses of what will be generated, to be checked in this step.
     """
 
     slot: int
     tokens: Sequence[int]
     start: int
     logits: int = 1
+    drafts: int = 0
+
+    @property
+    def decodes(self) -> bool:
+        """Whether the row continues by one token (and guesses behind it), rather than computing a prompt."""
+        return len(self.tokens) == 1 + self.drafts
 
 
 @dataclass(frozen=True, slots=True)
