@@ -31,7 +31,11 @@ class OpenVino:
         scheduler.max_num_seqs = argument("rows")
         scheduler.max_num_batched_tokens = argument("batched_tokens", BATCHED_TOKENS)
         scheduler.enable_prefix_caching = True
-        properties = {"INFERENCE_NUM_THREADS": argument("threads"), "DYNAMIC_QUANTIZATION_GROUP_SIZE": 64}
+        properties = {
+            "INFERENCE_NUM_THREADS": argument("threads"),
+            "DYNAMIC_QUANTIZATION_GROUP_SIZE": 64,
+            "ENABLE_CPU_PINNING": False,  # pinned threads wait wherever another process stands, and nobody else here pins
+        }
         self._pipeline = openvino_genai.ContinuousBatchingPipeline(str(target), scheduler, "CPU", properties)
         self._standing: list[openvino_genai.GenerationHandle] = []
         self._numbers = 0

@@ -76,7 +76,7 @@ class Ours:
         self._decoder.restoring = True
         for row in range(rows):
             # Prefill and decode steps take turns, so the first row can be ahead by a token a row.
-            self._submit(prompt_of(row, context, self._decoder.vocab_size), room + rows)
+            self._submit(prompt_of(row, context, self._decoder.vocab_size), 1 + room + rows + 1)  # and ends with none
         while not all(self._tokens.values()):
             self._engine.step()
         self._decoder.restoring = False
