@@ -75,6 +75,7 @@ class Manifest(_Record):
     Attributes:
         graphs: the ONNX files; where there are two, the first takes step 0 and the second all steps with a past.
         inputs, outputs: of the last graph.
+        passes: what was done to the traced graph: how often each pass found what it looks for.
         files: the sha256 of every file but the manifest and the verification record.
     """
 
@@ -92,6 +93,7 @@ class Manifest(_Record):
     vocab_size: int
     max_length: int
     token_ids: TokenIds
+    passes: dict[str, int] = Field(default_factory=dict)
     files: dict[str, str]
     versions: dict[str, str]
     created: str
