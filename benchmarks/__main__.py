@@ -2,8 +2,8 @@
 
     python -m benchmarks [--models 135m,0.5b] [--engines bento_kv,llama.cpp,...] [--rounds 5] [--threads 2] [--quick]
 
-Engines other than transformers are installed by `python benchmarks/peers/setup.py`; those that are not are named. The
-result is a JSON file, and `python -m benchmarks.report FILE` makes tables and a plot of it.
+Engines other than transformers are installed by `python -m benchmarks.peers.setup`; those that are not are named. The
+results are a JSON file, tables and a plot; `python -m benchmarks.report FILE` makes the latter two again.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 from benchmarks import results
 from benchmarks.bench import Bench
 from benchmarks.catalogue import choose
-from benchmarks.report import write_report
+from benchmarks.report import plotted, report
 from benchmarks.shapes import SHAPES
 
 
@@ -28,7 +28,10 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=5, help="measurements of each engine, after one that warms up")
     parser.add_argument("--threads", type=int, default=2, help="of every engine")
     parser.add_argument(
-        "--patience", type=float, default=20.0, help="seconds that an engine may take in a cell, as in benchmarks.rounds"
+        "--patience",
+        type=float,
+        default=20.0,
+        help="seconds that an engine may take in a cell, as in benchmarks.rounds",
     )
     parser.add_argument("--quick", action="store_true", help="few cells: to see that all engines run")
     parser.add_argument("--out", type=Path, default=results.FOLDER, help="folder of the result")
@@ -42,11 +45,14 @@ def main() -> int:
         parser.error(str(error))
     if options.rounds < 1 or options.threads < 1:
         parser.error("rounds and threads must be at least 1")
-    bench = Bench(engines, threads=options.threads, rounds=options.rounds, patience=options.patience, quick=options.quick)
+    bench = Bench(
+        engines, threads=options.threads, rounds=options.rounds, patience=options.patience, quick=options.quick
+    )
     for model in models:
         bench.run(model)
         path = bench.record.write(options.out)  # after each model, so that a run cut short leaves something
-    print(f"written to {path} and {', '.join(str(file) for file in write_report(path))}", file=sys.stderr)
+    print(report(bench.record))
+    print(f"written to {path}; {plotted(bench.record, path.with_suffix('.svg'))}", file=sys.stderr)
     return 1 if bench.record.failed else 0
 
 

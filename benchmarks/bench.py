@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -129,20 +130,20 @@ class Bench:
         rounds = Rounds(self.record, model, SHAPES[model], self._rounds, self._patience)
         for context in (32, 256) if self._quick else PROMPTS:
             cell = Cell(phase="prefill", rows=1, context=context, steps=1)
-            self._timed(model, cell, lambda cell: rounds.prefill(workers, cell))
+            self._timed(model, cell, partial(rounds.prefill, workers, cell))
         for context, steps in ((256, 8),) if self._quick else STEPS.items():
             standing = 0
             for rows in (1, 4) if self._quick else ROWS:
                 cell = Cell(phase="decode", rows=rows, context=context, steps=steps)
-                self._timed(model, cell, lambda cell, standing=standing: rounds.decode(workers, cell, standing))
+                self._timed(model, cell, partial(rounds.decode, workers, cell, standing))
                 standing = rows
 
-    def _timed(self, model: str, cell: Cell, work: Callable[[Cell], None]) -> None:
+    def _timed(self, model: str, cell: Cell, work: Callable[[], None]) -> None:
         before, began = len(self.record.rows), time.perf_counter()
-        work(cell)
+        work()
         tell(f"{model}: {cell}, {time.perf_counter() - began:.0f} s")
         for row in self.record.rows[before:]:
-            tell(f"  {row.engine:>18} {row.median:8.1f} tokens/s ({row.minimum:.1f} to {row.maximum:.1f})")
+            tell(f"  {row.engine:>20} {row.median:8.1f} tokens/s ({row.minimum:.1f} to {row.maximum:.1f})")
 
     def _fail(self, engine: str, model: str, error: WorkerError) -> None:
         self.record.failed[f"{engine}, {model}"] = str(error)

@@ -50,7 +50,7 @@ class Engine:
         """Why it cannot take part and what to do, or None if it can."""
         if self.environment is None:
             return None
-        remedy = f"run: python benchmarks/peers/setup.py {self.environment}"
+        remedy = f"run: python -m benchmarks.peers.setup {self.environment}"
         stamp = PEERS / self.environment / STAMP
         if not stamp.is_file():
             return f"not installed; {remedy}"
@@ -64,7 +64,8 @@ class Engine:
         folder = ROOT / "benchmarks" / "workers"
         files = [folder / f"{self.worker}.py"]
         if self.environment is None:
-            files += [*sorted((ROOT / "bento_kv" / "export").rglob("*.py")), ROOT / "bento_kv" / "manifest.py"]
+            package = ROOT / "bento_kv"
+            files += [*sorted((package / "export").rglob("*.py")), package / "manifest.py", package / "adopt.py"]
         else:
             files += [requirements_file(self.environment), *sorted(folder.glob("gguf*.py"))]
         return _hash(files)
@@ -97,6 +98,15 @@ ENGINES = {
     engine.name: engine
     for engine in (
         *(_ours(precision, exact) for precision in ("int4", "int8", "fp32") for exact in ("batch", "full")),
+        Engine(
+            name="bento_kv-growing",
+            worker="ours",
+            precision="fp32",
+            files="bento_kv-growing",
+            options={"precision": "fp32", "exact": "batch", "layout": "growing"},
+            filling="computes",
+            default=False,
+        ),
         Engine(name="llama.cpp", worker="llama", precision="int4", environment="llama_cpp", files="gguf-q4_0"),
         Engine(
             name="openvino",

@@ -35,7 +35,11 @@ class Cell:
         return self.context if self.phase == "prefill" else self.rows * self.steps
 
     def __str__(self) -> str:
-        return f"{self.phase} of {self.context} tokens" if self.phase == "prefill" else f"decode x{self.rows} at {self.context}"
+        return (
+            f"{self.phase} of {self.context} tokens"
+            if self.phase == "prefill"
+            else f"decode x{self.rows} at {self.context}"
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

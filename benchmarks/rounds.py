@@ -99,7 +99,11 @@ class Rounds:
                     going = [other for other in going if other is not worker]
                 elif turn:
                     seconds[name].append(taken)
-            going = [worker for worker in going if spent[worker.engine.name] < self._patience]
+            going = [
+                worker
+                for worker in going
+                if spent[worker.engine.name] < self._patience or not seconds[worker.engine.name]
+            ]
         for worker in workers:
             if taken_all := seconds[worker.engine.name]:
                 self._record.rows.append(

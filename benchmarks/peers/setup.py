@@ -1,6 +1,6 @@
 """Installs the engines to compare with, each in an environment of its own under `build/peers`.
 
-    python benchmarks/peers/setup.py [NAME ...]
+    python -m benchmarks.peers.setup [NAME ...]
 
 NAME is llama_cpp, genai, openvino or optimum; all four if none is given. llama.cpp is compiled for this machine's
 processor, with gcc or clang and cmake, in about ten minutes on two cores. Versions are pinned in `requirements-NAME.txt`,
@@ -10,16 +10,20 @@ dependencies included; torch may be its CPU build (`PIP_EXTRA_INDEX_URL=https://
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 import sys
 import venv
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT))
+from benchmarks.catalogue import PEERS, STAMP, requirements_file, requirements_hash
 
-from benchmarks.catalogue import PEERS, STAMP, requirements_file, requirements_hash  # noqa: E402
-
+# For this machine's processor, and without the part for images.
+CMAKE_ARGS = (
+    "-DGGML_NATIVE=ON",
+    "-DLLAVA_BUILD=OFF",
+    f"-DCMAKE_CXX_FLAGS=-include {Path(__file__).resolve().parent / 'tile_loadconfig.h'}",
+)
 NAMES = ("openvino", "genai", "optimum", "llama_cpp")
 
 
@@ -30,7 +34,9 @@ def install(name: str) -> None:
     command = [str(folder / "bin" / "python"), "-m", "pip", "--disable-pip-version-check", "install"]
     # The list is complete, and leaves out what packages ask for and do not use.
     command += ["--no-deps", "--requirement", str(requirements_file(name))]
-    subprocess.run(command, check=True, env=os.environ | {"CMAKE_ARGS": "-DGGML_NATIVE=ON"})
+    if name == "llama_cpp":
+        command.append("--no-cache-dir")  # a wheel compiled before may be for another processor, or without the header
+    subprocess.run(command, check=True, env=os.environ | {"CMAKE_ARGS": shlex.join(CMAKE_ARGS)})
     (folder / STAMP).write_text(requirements_hash(name))
 
 

@@ -9,13 +9,13 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from benchmarks.workers.protocol import argument, prompt_of, serve
 from bento_kv.engine.config import EngineConfig
 from bento_kv.engine.engine import Engine
 from bento_kv.engine.request import Request, SamplingParams, StepOutput
 from bento_kv.plan import StepPlan
 from bento_kv.runtime.open import Decoder, open_decoder
 from bento_kv.tokenizer import Tokenizer
-from benchmarks.workers.protocol import argument, prompt_of, serve
 
 
 class Restoring:
@@ -73,7 +73,7 @@ class Ours:
 
     def fill(self, rows: int, context: int, room: int) -> None:
         self._clear()
-        self._decoder.restoring = True
+        self._decoder.restoring = argument("layout") != "growing"  # whose caches only the decoder can write
         for row in range(rows):
             # Prefill and decode steps take turns, so the first row can be ahead by a token a row.
             self._submit(prompt_of(row, context, self._decoder.vocab_size), 1 + room + rows + 1)  # and ends with none
@@ -116,11 +116,18 @@ class Ours:
 
 def prepare() -> None:
     """Export the model; torch is imported here and leaves with this process."""
+    from bento_kv.adopt import adopt
     from bento_kv.export.exporter import export
+    from bento_kv.export.growing import export_growing
 
     target = Path(argument("target"))
     shutil.rmtree(target, ignore_errors=True)
-    export(argument("source"), target, precision=argument("precision"), max_length=argument("max_length"))
+    if argument("layout") == "growing":
+        target.mkdir(parents=True)
+        export_growing(argument("source"), target / "model.onnx")
+        adopt(target, argument("source"))
+    else:
+        export(argument("source"), target, precision=argument("precision"), max_length=argument("max_length"))
 
 
 if __name__ == "__main__":
