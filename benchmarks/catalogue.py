@@ -94,6 +94,17 @@ def _ours(precision: str, exact: str) -> Engine:
     )
 
 
+def _llama(name: str, *, flash_attention: bool) -> Engine:
+    return Engine(
+        name=name,
+        worker="llama",
+        precision="int4",
+        environment="llama_cpp",
+        files="gguf-q4_0",
+        options={"flash_attention": flash_attention},
+    )
+
+
 ENGINES = {
     engine.name: engine
     for engine in (
@@ -107,7 +118,8 @@ ENGINES = {
             filling="computes",
             default=False,
         ),
-        Engine(name="llama.cpp", worker="llama", precision="int4", environment="llama_cpp", files="gguf-q4_0"),
+        _llama("llama.cpp", flash_attention=False),
+        _llama("llama.cpp-flash", flash_attention=True),
         Engine(
             name="openvino",
             worker="openvino",

@@ -24,8 +24,10 @@ STYLE = {
     "bento_kv-fp32-batch": ("#bc8f00", "-"),
     "bento_kv-fp32-full": ("#bc8f00", "--"),
     "llama.cpp": ("#1f77b4", "-"),
+    "llama.cpp-flash": ("#1f77b4", "--"),
     "openvino": ("#17becf", "-"),
     "genai": ("#2ca02c", "-"),
+    "bento_kv-growing": ("#e377c2", "-"),
     "transformers": ("#7f7f7f", "-"),
     "optimum": ("#9467bd", "-"),
 }

@@ -1,6 +1,7 @@
 """llama.cpp: Q4_0 weights as its own quantizer makes them, through its C API with one batch for all sequences.
 
-Defaults besides: a float16 cache, flash attention where it chooses it. Sampling is an arg-max.
+With flash attention, which it would choose, prompts are faster, and without it decode is; both take part. Defaults besides,
+a float16 cache among them. Sampling is an arg-max.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ class Llama:
         params.n_ctx = rows * argument("max_length")
         params.n_seq_max = rows
         params.n_batch = BATCH
+        params.flash_attn_type = int(argument("flash_attention"))  # 0: off, 1: on
         params.n_threads = params.n_threads_batch = threads
         self._context = llama_cpp.llama_init_from_model(self._model, params)
         if not self._context:
