@@ -13,7 +13,7 @@ from typing import Any
 
 from benchmarks.catalogue import ROOT, Engine
 from benchmarks.limit import bandwidths
-from benchmarks.process import WorkerError, WorkerProcess, idle_load
+from benchmarks.process import WorkerError, WorkerProcess, busy_seconds, idle_load
 from benchmarks.results import Cell, Loaded, Record
 from benchmarks.rounds import Rounds
 from benchmarks.shapes import SHAPES, write_model
@@ -130,24 +130,32 @@ class Bench:
         rounds = Rounds(self.record, model, SHAPES[model], self._rounds, self._patience)
         for context in (32, 256) if self._quick else PROMPTS:
             cell = Cell(phase="prefill", rows=1, context=context, steps=1)
-            self._timed(model, cell, partial(rounds.prefill, workers, cell))
+            self._timed(model, workers, cell, partial(rounds.prefill, workers, cell))
         for context, steps in ((256, 8),) if self._quick else STEPS.items():
             standing = 0
             for rows in (1, 4) if self._quick else ROWS:
                 cell = Cell(phase="decode", rows=rows, context=context, steps=steps)
-                self._timed(model, cell, partial(rounds.decode, workers, cell, standing))
+                self._timed(model, workers, cell, partial(rounds.decode, workers, cell, standing))
                 standing = rows
 
-    def _timed(self, model: str, cell: Cell, work: Callable[[], None]) -> None:
-        before, began = len(self.record.rows), time.perf_counter()
+    def _timed(self, model: str, workers: list[WorkerProcess], cell: Cell, work: Callable[[], None]) -> None:
+        before, began, others = len(self.record.rows), time.perf_counter(), _seconds_of_others(workers)
         work()
-        tell(f"{model}: {cell}, {time.perf_counter() - began:.0f} s")
+        seconds = time.perf_counter() - began
+        load = max(0.0, (_seconds_of_others(workers) - others) / seconds)
+        self.record.other_load[f"{model}, {cell}"] = load
+        tell(f"{model}: {cell}, {seconds:.0f} s, others used {load:.2f} cores")
         for row in self.record.rows[before:]:
             tell(f"  {row.engine:>20} {row.median:8.1f} tokens/s ({row.minimum:.1f} to {row.maximum:.1f})")
 
     def _fail(self, engine: str, model: str, error: WorkerError) -> None:
         self.record.failed[f"{engine}, {model}"] = str(error)
         tell(str(error))
+
+
+def _seconds_of_others(workers: list[WorkerProcess]) -> float:
+    """Processor time of whatever else runs on this machine; a worker that has ended is among it."""
+    return busy_seconds() - sum(worker.cpu_seconds() for worker in workers if worker.alive)
 
 
 def tell(text: str) -> None:

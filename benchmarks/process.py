@@ -98,3 +98,9 @@ def idle_load(worker: WorkerProcess, seconds: float = 1.0) -> float:
     before = worker.cpu_seconds()
     time.sleep(seconds)
     return (worker.cpu_seconds() - before) / seconds
+
+
+def busy_seconds() -> float:
+    """Processor time that this machine has used so far, all cores. Source: Linux proc(5), `/proc/stat`."""
+    user, nice, system, _idle, _iowait, irq, softirq = map(int, Path("/proc/stat").read_text().split()[1:8])
+    return (user + nice + system + irq + softirq) / os.sysconf("SC_CLK_TCK")

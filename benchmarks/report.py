@@ -8,6 +8,7 @@ Prints markdown: every engine's speed beside the limit that memory sets, then ou
 from __future__ import annotations
 
 import argparse
+import statistics
 import sys
 from collections.abc import Iterable
 from importlib.util import find_spec
@@ -64,10 +65,15 @@ def _circumstances(record: Record) -> str:
     return (
         f"{record.created}, {record.machine['processor']}, {record.threads} threads, medians of up to {record.rounds} "
         f"rounds in turns. Memory, with as many threads: {read:.1f} GB/s read from a buffer beyond all caches, {small:.1f} "
-        f"from one of 64 MiB that may stay in one, {copy:.1f} copied (bytes read and written added).\n\n"
+        f"from one of 64 MiB that may stay in one, {copy:.1f} copied (bytes read and written added). Other processes used {_other(record)}.\n\n"
         + ", ".join(f"{package} {number}" for package, number in versions.items())
         + "."
     )
+
+
+def _other(record: Record) -> str:
+    loads = record.other_load.values()
+    return f"{statistics.mean(loads):.2f} cores meanwhile, {max(loads):.2f} at most" if loads else "nothing"
 
 
 def _speeds(record: Record, model: str, rows: list[Row]) -> str:

@@ -99,6 +99,7 @@ class Record:
 
     Attributes:
         bandwidth: see `limit.bandwidths`; bytes a second.
+        other_load: cores that processes besides the engines used, by cell; near zero on a quiet machine.
         left_out: engine or cell, and why it was not measured.
         failed: engine or cell, and what went wrong.
     """
@@ -110,6 +111,7 @@ class Record:
     created: str = field(default_factory=lambda: datetime.now(UTC).isoformat(timespec="seconds"))
     rows: list[Row] = field(default_factory=list)
     loaded: list[Loaded] = field(default_factory=list)
+    other_load: dict[str, float] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
     failed: dict[str, str] = field(default_factory=dict)
 
