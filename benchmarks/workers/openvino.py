@@ -93,21 +93,24 @@ class OpenVino:
 
 
 def prepare() -> None:
-    """Export with optimum-intel, compressing the weights with nncf; torch leaves with this process."""
+    """Export with optimum-intel and compress the weights with nncf; torch leaves with this process."""
+    import nncf
     from optimum.exporters.openvino import main_export
-    from optimum.intel import OVWeightQuantizationConfig
-    from optimum.intel.openvino.configuration import OVConfig
 
     target = Path(argument("target"))
-    shutil.rmtree(target, ignore_errors=True)
-    quantization = OVWeightQuantizationConfig(bits=4, sym=True, group_size=64, ratio=1.0)
-    main_export(
-        argument("source"),
-        output=target,
-        task="text-generation-with-past",
-        ov_config=OVConfig(quantization_config=quantization),
-        convert_tokenizer=True,
+    whole = target.with_name(target.name + "-fp32")
+    for folder in (target, whole):
+        shutil.rmtree(folder, ignore_errors=True)
+    main_export(argument("source"), output=whole, task="text-generation-with-past", convert_tokenizer=True)
+    shutil.copytree(whole, target, ignore=shutil.ignore_patterns("openvino_model.*"))
+    model = nncf.compress_weights(
+        openvino.Core().read_model(whole / "openvino_model.xml"),
+        mode=nncf.CompressWeightsMode.INT4_SYM,
+        group_size=64,
+        ratio=1.0,
     )
+    openvino.save_model(model, target / "openvino_model.xml", compress_to_fp16=False)
+    shutil.rmtree(whole)
 
 
 if __name__ == "__main__":
