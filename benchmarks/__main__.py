@@ -30,7 +30,7 @@ def main() -> int:
     parser.add_argument(
         "--patience",
         type=float,
-        default=20.0,
+        default=10.0,
         help="seconds that an engine may take in a cell, as in benchmarks.rounds",
     )
     parser.add_argument("--quick", action="store_true", help="few cells: to see that all engines run")

@@ -93,7 +93,7 @@ def _speeds(record: Record, model: str, rows: list[Row]) -> str:
 
 
 def _speed(row: Row) -> str:
-    few = f", {row.rounds} rounds" if row.rounds < 2 else ""
+    few = ", once" if row.rounds == 1 else ""
     return f"{_short(row.median)} ({_short(row.minimum)} to {_short(row.maximum)}{few})"
 
 

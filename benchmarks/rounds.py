@@ -27,8 +27,8 @@ class Rounds:
         model: its key.
         shape: its dimensions.
         rounds: measurements of an engine in a cell, after one that warms up.
-        patience: seconds that an engine may take in a cell, to get ready and to be measured; after them it has fewer
-            rounds than the others, or none.
+        patience: seconds of measuring that an engine may take in a cell, after which it has fewer rounds than the others;
+            one that would take twice as long to get ready is left out.
     """
 
     def __init__(self, record: Record, model: str, shape: Shape, rounds: int, patience: float) -> None:
@@ -61,9 +61,9 @@ class Rounds:
             name = worker.engine.name
             prompts = {"copies": 1, "keeps": cell.rows - standing, "computes": cell.rows}[worker.engine.filling]
             seconds = prompts * cell.context * self._prefill_seconds.get(name, 0.0)
-            if seconds > self._patience:
+            if seconds > 2 * self._patience:
                 self._record.left_out[self._label(name, cell)] = (
-                    f"its {prompts} prompts would take about {seconds:.0f} s, more than the patience of {self._patience:.0f} s"
+                    f"its {prompts} prompts would take about {seconds:.0f} s, more than the {2 * self._patience:.0f} s it may"
                 )
             elif self._try(worker, cell, lambda worker: worker.seconds("fill", **self._filling(cell))) is not None:
                 ready.append(worker)

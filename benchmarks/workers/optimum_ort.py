@@ -68,4 +68,4 @@ def prepare() -> None:
 
 
 if __name__ == "__main__":
-    serve(prepare, OptimumOrt, ["optimum-onnx", "onnxruntime", "transformers"])
+    serve(prepare, OptimumOrt, ["optimum-onnx", "onnxruntime"])
