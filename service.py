@@ -32,6 +32,9 @@ class Arguments(BaseModel):
     max_queue: int = Field(256, ge=0, description="requests that may wait; one more gets 429")
     max_tokens: int | None = Field(None, ge=1, description="cap on the tokens of one answer")
     exact: Exactness = Field("batch", description="batch or full")
+    prefill_chunk: int = Field(256, ge=3, description="prompt tokens that may stand between two tokens of an answer")
+    kv_tokens: int | None = Field(None, ge=2, description="positions of the KV cache in memory; by the memory there is")
+    prefix_cache: bool = Field(True, description="reuse the keys and values of prompts that begin alike")
 
 
 class Prompt(bentoml.IODescriptor):
@@ -78,6 +81,9 @@ class LanguageModel:
             max_queue=arguments.max_queue,
             max_tokens=arguments.max_tokens,
             threads=arguments.threads,
+            prefill_chunk=arguments.prefill_chunk,
+            kv_tokens=arguments.kv_tokens,
+            prefix_cache=arguments.prefix_cache,
         )
         self.runnable = OnnxDecoderRunnable(self.decoder, config, observer=EngineMetrics)
 

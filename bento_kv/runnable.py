@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
+from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,12 @@ from bento_kv.engine.stream import open_stream
 from bento_kv.errors import DecoderError
 from bento_kv.manifest import Source
 from bento_kv.runtime.golden import replay_golden
-from bento_kv.runtime.open import open_decoder
+from bento_kv.runtime.open import Decoder, open_decoder
+from bento_kv.runtime.session import available_memory
 from bento_kv.store import check_proof, locate
 from bento_kv.tokenizer import Tokenizer
+
+_KV_SHARE = 0.8  # of the memory that is free once the model is loaded; steps and requests need some, too
 
 Prompt = str | Sequence[int] | Sequence[Mapping[str, Any]]
 
@@ -73,6 +77,8 @@ class OnnxDecoderRunnable(Runnable):
         )
         replay_golden(onnx_decoder, record)
         watcher = observer(self.verification) if observer is not None else None
+        if self.config.kv_tokens is None:
+            self.config = replace(self.config, kv_tokens=_kv_tokens(onnx_decoder))
         self.engine = Engine(onnx_decoder, self.tokenizer.decode, self.config, watcher)
         self.engine.start()
 
@@ -127,6 +133,22 @@ class OnnxDecoderRunnable(Runnable):
     def close(self, *, timeout: float | None = None) -> None:
         """Refuse new requests, let the accepted ones finish for `timeout` seconds, stop the engine."""
         self.engine.close(drain=True, timeout=timeout)
+
+
+def _kv_tokens(decoder: Decoder) -> int:
+    """Positions of the KV cache that there is memory for, those of all slots at most.
+
+    Raises:
+        DecoderError: there is none to speak of.
+    """
+    free = available_memory()
+    tokens = int(_KV_SHARE * free) // decoder.cache.token_bytes
+    if tokens < 2:
+        raise DecoderError(
+            f"{free / 2**20:.0f} MiB of memory are free, which is no room for a KV cache of "
+            f"{decoder.cache.token_bytes / 2**10:.0f} KiB a token; free some, or take a smaller model"
+        )
+    return min(tokens, decoder.slots * decoder.max_length)
 
 
 def _public_name(source: Source) -> str:

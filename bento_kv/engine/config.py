@@ -7,6 +7,19 @@ from typing import get_args
 
 from bento_kv.plan import Exactness
 
+_AT_LEAST = {
+    "slots": 1,
+    "max_length": 1,
+    "max_queue": 0,
+    "max_tokens": 1,
+    "threads": 1,
+    "prefill_tokens": 3,  # a chunk has at least two tokens, and never leaves one
+    "prefill_chunk": 3,
+    "priority_places": 0,
+    "kv_tokens": 2,  # one of a prompt, one of an answer
+    "prefix_cache_tokens": 0,
+}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineConfig:
@@ -20,7 +33,16 @@ class EngineConfig:
         max_queue: requests that may wait for a slot; one more is refused.
         max_tokens: cap on the tokens that one request may generate; none unless set.
         threads: threads of the model; as many as this process has CPUs unless set.
-        prefill_tokens: prompt tokens that share one prefill step; a longer prompt has a step of its own.
+        prefill_tokens: prompt tokens that share one step while nobody decodes; longer prompts are computed in chunks.
+        prefill_chunk: the same while somebody decodes: between two tokens of an answer stand one decode step and at most
+            so many prompt tokens. Lower is smoother, higher is sooner at the first token.
+        priority_places: places in the queue that a level of a request's `priority` is worth.
+        kv_tokens: positions of the KV cache that may be in memory, by what running requests may use (each its prompt and
+            its `max_tokens`) and cached prefixes together; those of all slots unless set. `OnnxDecoderRunnable` sets it by
+            the memory there is.
+        prefix_cache: whether prompts take over the keys and values of prompts before them that begin alike. Answers are the
+            same bit for bit either way.
+        prefix_cache_tokens: positions that cached prefixes may take beyond the slots; what `kv_tokens` leaves unless set.
 
     Raises:
         ValueError: a value is out of range.
@@ -33,13 +55,16 @@ class EngineConfig:
     max_tokens: int | None = None
     threads: int | None = None
     prefill_tokens: int = 2048
+    prefill_chunk: int = 256
+    priority_places: int = 32
+    kv_tokens: int | None = None
+    prefix_cache: bool = True
+    prefix_cache_tokens: int | None = None
 
     def __post_init__(self) -> None:
         if self.exact not in get_args(Exactness):
             raise ValueError(f"exact is {self.exact!r}; it must be 'batch' or 'full'")
-        for name in ("slots", "max_length", "max_tokens", "threads", "prefill_tokens"):
+        for name, least in _AT_LEAST.items():
             value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} is {value}; it must be at least 1")
-        if self.max_queue < 0:
-            raise ValueError(f"max_queue is {self.max_queue}; it must be at least 0")
+            if value is not None and value < least:
+                raise ValueError(f"{name} is {value}; it must be at least {least}")

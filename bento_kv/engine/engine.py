@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
+from itertools import accumulate
 from queue import Empty, SimpleQueue
 
 import numpy as np
@@ -19,6 +20,7 @@ from bento_kv.engine.config import EngineConfig
 from bento_kv.engine.generation import Generation, failure
 from bento_kv.engine.limits import Limits
 from bento_kv.engine.observer import EngineStats, NullObserver, Observer
+from bento_kv.engine.prefix_cache import PrefixCache
 from bento_kv.engine.request import Decoder, Detokenize, FinishReason, Request, StepOutput
 from bento_kv.engine.scheduler import Scheduler
 from bento_kv.engine.telemetry import Telemetry
@@ -46,12 +48,20 @@ class Engine:
     ) -> None:
         slots = min(config.slots, decoder.slots)
         max_length = min(config.max_length or decoder.max_length, decoder.max_length)
+        kv_tokens = slots * max_length if config.kv_tokens is None else config.kv_tokens
         self._decoder = decoder
         self._detokenize = detokenize
-        self._limits = Limits(vocab_size=decoder.vocab_size, max_length=max_length, max_tokens=config.max_tokens)
+        self._limits = Limits(
+            vocab_size=decoder.vocab_size,
+            max_length=min(max_length, kv_tokens),
+            max_tokens=config.max_tokens,
+            memory_bound=kv_tokens < max_length,
+        )
         self._places = slots + config.max_queue
-        self._telemetry = Telemetry(NullObserver() if observer is None else observer)
-        self._scheduler = Scheduler(slots=slots, prefill_tokens=config.prefill_tokens)
+        self._scheduler = _scheduler(decoder, config, slots, kv_tokens)
+        self._telemetry = Telemetry(
+            NullObserver() if observer is None else observer, prefix_cache=self._scheduler.cache.reuse
+        )
         self._generations: dict[str, Generation] = {}
         self._running = 0
         self._kv_tokens = 0
@@ -106,22 +116,31 @@ class Engine:
             QueueFullError: all slots and waiting places are taken; `retry_after` is when one may be free.
             EngineClosedError: the engine is shutting down or has failed.
         """
-        max_tokens = self._limits.check(request.prompt_ids, request.params)
-        generation = Generation(request, max_tokens, self._detokenize)
+        self.submit_all([request])
+
+    def submit_all(self, requests: Sequence[Request]) -> None:
+        """Accept several requests, or none of them; the rest is as with `submit`."""
+        generations = [
+            Generation(request, self._limits.check(request.prompt_ids, request.params), self._detokenize)
+            for request in requests
+        ]
         with self._lock:
             if self._closing or self._failed:
                 what = "has failed; restart the service" if self._failed else "is shutting down; try another server"
                 raise EngineClosedError(f"the engine {what}")
-            if request.id in self._alive_ids:
-                raise RequestError(f"a request with the id {request.id!r} is being served", param="request_id")
-            if len(self._alive_ids) >= self._places:
+            ids = {request.id for request in requests}
+            if len(ids) < len(requests) or not ids.isdisjoint(self._alive_ids):
+                taken = sorted(ids & self._alive_ids) or sorted(ids)
+                raise RequestError(f"a request with the id {taken[0]!r} is being served", param="request_id")
+            if len(self._alive_ids) + len(ids) > self._places:
                 raise QueueFullError(
                     f"{self._scheduler.slots} requests are being served and {self._places - self._scheduler.slots} wait; "
                     "try again later",
                     retry_after=self._telemetry.service_seconds / self._scheduler.slots,
                 )
-            self._alive_ids.add(request.id)
-            self._inbox.put(partial(self._accept, generation))
+            self._alive_ids |= ids
+            for generation in generations:
+                self._inbox.put(partial(self._accept, generation))
 
     def abort(self, request_id: str) -> None:
         """End a request with finish reason `abort`, soon. Ids that are not alive are ignored: it may just have ended."""
@@ -157,7 +176,9 @@ class Engine:
             waiting=max(0, len(self._alive_ids) - running),
             slots=self._scheduler.slots,
             kv_tokens_used=self._kv_tokens,
-            kv_tokens_total=self._scheduler.slots * self._limits.max_length,
+            kv_tokens_total=self._scheduler.cache.kv_tokens,
+            kv_tokens_reserved=self._scheduler.cache.reserved,
+            kv_tokens_cached=self._scheduler.cache.cached,
         )
 
     # -- the engine thread --------------------------------------------------------------------------------------------
@@ -173,16 +194,20 @@ class Engine:
         for generation in planned:
             self._telemetry.admitted(generation)
         try:
-            logits = self._compute(plan)  # [rows, vocab_size]
+            logits = self._compute(plan)  # by row, [row.logits, vocab_size]
         except Exception as error:
             logger.exception("the decoder failed; the %d requests of the step end", len(planned))
             for generation in planned:
                 self._tell(generation, failure("the decoder failed", error))
             return True
-        outputs = [generation.advance(row) for generation, row in zip(planned, logits, strict=True)]
+        outputs = [
+            generation.advance(own, row.tokens[len(row.tokens) - row.drafts :]) if row.logits else StepOutput()
+            for generation, row, own in zip(planned, plan.rows, logits, strict=True)
+        ]
         prompt_tokens = self._scheduler.update(plan, [output.token_ids for output in outputs])
-        for generation, output in zip(planned, outputs, strict=True):
-            self._tell(generation, output)
+        for generation, row, output in zip(planned, plan.rows, outputs, strict=True):
+            if row.logits:
+                self._tell(generation, output)
         self._publish()
         self._telemetry.step(self.stats(), prompt_tokens, sum(len(output.token_ids) for output in outputs))
         return True
@@ -221,12 +246,13 @@ class Engine:
         except Empty:
             return
 
-    def _compute(self, plan: StepPlan) -> NDArray[np.float32]:
+    def _compute(self, plan: StepPlan) -> list[NDArray[np.float32]]:
         logits = self._decoder.step(plan)
-        expected = (sum(row.logits for row in plan.rows), self._limits.vocab_size)
+        ends = list(accumulate(row.logits for row in plan.rows))
+        expected = (ends[-1], self._limits.vocab_size)
         if logits.shape != expected:
             raise DecoderError(f"the decoder answered with logits of shape {logits.shape} instead of {expected}")
-        return logits
+        return [logits[end - row.logits : end] for row, end in zip(plan.rows, ends, strict=True)]
 
     def _accept(self, generation: Generation) -> None:
         self._generations[generation.request.id] = generation
@@ -283,7 +309,8 @@ class Engine:
         del self._generations[generation.request.id]
         with self._lock:
             self._alive_ids.discard(generation.request.id)
-        self._scheduler.finish(generation.sequence)
+        # What a failed step left in the slot is nobody's to read.
+        self._scheduler.finish(generation.sequence, keep=reason != "error")
         self._publish()
         self._telemetry.finished(generation, reason)
 
@@ -291,3 +318,23 @@ class Engine:
         """Let other threads see the books."""
         self._running = len(self._scheduler.running)
         self._kv_tokens = self._scheduler.kv_tokens
+
+
+def _scheduler(decoder: Decoder, config: EngineConfig, slots: int, kv_tokens: int) -> Scheduler:
+    cache = PrefixCache(
+        decoder,
+        slots=slots,
+        kv_tokens=kv_tokens,
+        exact=config.exact,
+        # Where the bits depend on the chunks, a prompt behind a cached prefix would not be what it is alone.
+        reuse=config.prefix_cache and decoder.chunk_exact,
+        saved_tokens=config.prefix_cache_tokens,
+    )
+    return Scheduler(
+        cache,
+        prefill_tokens=config.prefill_tokens,
+        prefill_chunk=config.prefill_chunk,
+        exact=config.exact,
+        chunked=decoder.chunk_exact,
+        priority_places=config.priority_places,
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,7 +32,14 @@ class Generation:
 
     def __init__(self, request: Request, max_tokens: int, detokenize: Detokenize) -> None:
         self.request = request
-        self.sequence = SequenceState(request.id, list(request.prompt_ids), len(request.prompt_ids))
+        self.sequence = SequenceState(
+            request.id,
+            list(request.prompt_ids),
+            len(request.prompt_ids),
+            positions=len(request.prompt_ids) + max_tokens,
+            priority=request.priority,
+            salt=request.cache_salt,
+        )
         self.arrived = time.perf_counter()
         self.admitted: float | None = None
         self.last_token: float | None = None
@@ -39,10 +47,13 @@ class Generation:
         self._sampler = Sampler(request.params, request.prompt_ids)
         self._text = OutputText(detokenize, request.params.stop)
 
-    def advance(self, logits: NDArray[np.float32]) -> StepOutput:
-        """Choose the next token from its logits `[vocab_size]`. What fails here ends this request, and no other."""
+    def advance(self, logits: NDArray[np.float32], drafts: Sequence[int] = ()) -> StepOutput:
+        """Choose the next token from logits `[1 + drafts, vocab_size]`; drafts are not taken up.
+
+        What fails here ends this request, and no other.
+        """
         try:
-            return self._advance(logits)
+            return self._advance(logits[0])
         except Exception as error:
             logger.exception("request %s ends with an error", self.request.id)
             return failure("the output could not be continued", error)

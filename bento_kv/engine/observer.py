@@ -17,7 +17,9 @@ class EngineStats:
         waiting: requests that were accepted and have none yet.
         slots: slots in all.
         kv_tokens_used: positions of the KV cache that hold a running request's keys and values.
-        kv_tokens_total: positions of the KV cache in all.
+        kv_tokens_total: positions of the KV cache that there is memory for.
+        kv_tokens_reserved: of these, what running requests may come to use.
+        kv_tokens_cached: of these, cached prefixes of requests that have ended.
     """
 
     running: int
@@ -25,6 +27,8 @@ class EngineStats:
     slots: int
     kv_tokens_used: int
     kv_tokens_total: int
+    kv_tokens_reserved: int = 0
+    kv_tokens_cached: int = 0
 
 
 class Observer(Protocol):
@@ -36,6 +40,10 @@ class Observer(Protocol):
 
     def admitted(self, queue_seconds: float) -> None:
         """A request's first step begins, this long after it was submitted."""
+        ...
+
+    def prefix_cache(self, query_tokens: int, hit_tokens: int) -> None:
+        """A prompt of so many tokens was looked up in the prefix cache, which had so many of them; once a request."""
         ...
 
     def first_token(self, seconds: float) -> None:
@@ -62,6 +70,9 @@ class NullObserver:
         return
 
     def admitted(self, queue_seconds: float) -> None:
+        return
+
+    def prefix_cache(self, query_tokens: int, hit_tokens: int) -> None:
         return
 
     def first_token(self, seconds: float) -> None:

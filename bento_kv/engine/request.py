@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,10 +12,18 @@ from numpy.typing import NDArray
 from bento_kv.plan import StepPlan
 
 FinishReason = Literal["stop", "length", "abort", "error"]
+SavedCache = Any  # what a decoder's `save` returns, for its `restore`
 
 
 class Decoder(Protocol):
-    """What the engine needs of a model: one step. Step 0 is not special."""
+    """What the engine needs of a model: one step, and keys and values moved. Step 0 is not special.
+
+    Attributes:
+        chunk_exact: a prompt's bits do not depend on the chunks, of two tokens or more, that it is computed in.
+    """
+
+    @property
+    def chunk_exact(self) -> bool: ...
 
     @property
     def slots(self) -> int: ...
@@ -30,6 +38,22 @@ class Decoder(Protocol):
 
     def step(self, plan: StepPlan) -> NDArray[np.float32]:
         """Run the plan. Returns logits `[sum(row.logits), vocab_size]`, in the order of the plan's rows."""
+        ...
+
+    def copy(self, source: int, target: int, length: int) -> None:
+        """Make the first `length` positions of a slot those of another."""
+        ...
+
+    def save(self, slot: int, length: int) -> SavedCache:
+        """A copy of a slot's first `length` positions. MemoryError if there is no room for it."""
+        ...
+
+    def restore(self, slot: int, saved: SavedCache, length: int) -> None:
+        """Make the first `length` positions of a copy those of a slot."""
+        ...
+
+    def release(self, slot: int, length: int) -> None:
+        """Give the memory of a slot's positions from `length` on back; they will not be read before they are written."""
         ...
 
 
@@ -118,9 +142,14 @@ class Request:
         prompt_ids: at least one token id.
         params: how to choose tokens.
         emit: called from the engine thread with every event, in order; it must not block or raise.
+        priority: lower is more urgent, as in vLLM; among equals the first comes first.
+        cache_salt: requests share cached prefixes only with those of the same salt, as in vLLM: who does not know it cannot
+            find out by the clock what was asked before.
     """
 
     id: str
     prompt_ids: tuple[int, ...]
     params: SamplingParams
     emit: Callable[[StepOutput], None]
+    priority: int = 0
+    cache_salt: str | None = None

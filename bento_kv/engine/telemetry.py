@@ -19,13 +19,18 @@ P = ParamSpec("P")
 class Telemetry:
     """Measures, and tells an observer, whose failures are its own.
 
+    Args:
+        observer: who is told.
+        prefix_cache: there is one.
+
     Attributes:
         service_seconds: how long a request keeps its slot, a moving average; a guess until the first one has ended.
     """
 
-    def __init__(self, observer: Observer) -> None:
+    def __init__(self, observer: Observer, *, prefix_cache: bool) -> None:
         self.service_seconds = 1.0
         self._observer = observer
+        self._prefix_cache = prefix_cache
 
     def queued(self) -> None:
         self._tell(self._observer.queued)
@@ -35,6 +40,8 @@ class Telemetry:
         if generation.admitted is None:
             generation.admitted = time.perf_counter()
             self._tell(self._observer.admitted, generation.admitted - generation.arrived)
+            if self._prefix_cache:
+                self._tell(self._observer.prefix_cache, generation.sequence.prompt_length, generation.sequence.hit)
 
     def token(self, generation: Generation) -> None:
         before, generation.last_token = generation.last_token, time.perf_counter()

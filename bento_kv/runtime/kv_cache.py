@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import mmap
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import onnxruntime as ort
@@ -50,6 +50,11 @@ class InPlaceCache:
         """Address space of all buffers, bytes."""
         return sum(key.nbytes + value.nbytes for key, value in self._buffers)
 
+    @property
+    def token_bytes(self) -> int:
+        """Bytes of one position of one slot, all layers."""
+        return self.nbytes // (self.slots * self.capacity)
+
     def bind(self, binding: ort.IOBinding, first: int, last: int) -> None:
         """Bind rows `[first, last)` of every buffer to the graph's past inputs and present outputs."""
         for layer, sides in enumerate(self._buffers):
@@ -69,6 +74,34 @@ class InPlaceCache:
         """Copies of a slot's first `length` keys and values by layer, `[kv_heads, length, head_dim]`."""
         return [(key[slot, :, :length].copy(), value[slot, :, :length].copy()) for key, value in self._buffers]
 
+    def copy(self, source: int, target: int, length: int) -> None:
+        """Write a slot's first `length` positions into another slot."""
+        for buffer in self._sides():
+            buffer[target, :, :length] = buffer[source, :, :length]
+
+    def save(self, slot: int, length: int) -> list[NDArray[np.generic]]:
+        """Copies of a slot's first `length` positions by layer and side, `[kv_heads, length, head_dim]`."""
+        return [buffer[slot, :, :length].copy() for buffer in self._sides()]
+
+    def restore(self, slot: int, saved: Sequence[NDArray[np.generic]], length: int) -> None:
+        """Write the first `length` positions of what was saved into a slot."""
+        for buffer, kept in zip(self._sides(), saved, strict=True):
+            buffer[slot, :, :length] = kept[:, :length]
+
+    def release(self, slot: int, length: int) -> None:
+        """Give the memory of a slot's positions from `length` on back to the system, whole pages of it."""
+        for buffer in self._sides():
+            if length == 0:
+                _discard(buffer, buffer[slot])  # the heads lie side by side
+            else:
+                for rows in buffer[slot, :, length:]:
+                    _discard(buffer, rows)
+
+    def _sides(self) -> Iterator[NDArray[np.generic]]:
+        """The buffers, layer by layer, keys before values."""
+        for sides in self._buffers:
+            yield from sides
+
 
 def _zeros(shape: tuple[int, ...]) -> NDArray[np.float32]:
     """Zeros whose memory is committed a small page at a time.
@@ -80,3 +113,19 @@ def _zeros(shape: tuple[int, ...]) -> NDArray[np.float32]:
     if hasattr(mmap, "MADV_NOHUGEPAGE"):
         memory.madvise(mmap.MADV_NOHUGEPAGE)
     return np.frombuffer(memory, np.float32, math.prod(shape)).reshape(shape)
+
+
+def _discard(buffer: NDArray[np.generic], part: NDArray[np.generic]) -> None:
+    """Let the system take back the pages that a contiguous part of a buffer of `_zeros` has to itself."""
+    if not hasattr(mmap, "MADV_DONTNEED"):
+        return
+    memory = buffer.base
+    while isinstance(memory, np.ndarray):
+        memory = memory.base
+    assert isinstance(memory, memoryview)
+    assert isinstance(memory.obj, mmap.mmap)
+    begin = part.ctypes.data - buffer.ctypes.data
+    first = -(-begin // mmap.PAGESIZE) * mmap.PAGESIZE
+    last = (begin + part.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
+    if first < last:
+        memory.obj.madvise(mmap.MADV_DONTNEED, first, last - first)

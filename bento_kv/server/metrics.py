@@ -47,7 +47,9 @@ class EngineMetrics:
         self._running = gauge("num_requests_running", "Requests that have a slot.", "livesum")
         self._waiting = gauge("num_requests_waiting", "Requests that wait for a slot.", "livesum")
         self._kv_usage = gauge("kv_cache_usage_ratio", "Used part of the KV cache's positions, 0 to 1.", "livemax")
-        self._prompt_tokens = counter("prompt_tokens", "Prompt tokens computed.")
+        self._prompt_tokens = counter(
+            "prompt_tokens", "Prompt tokens processed, computed or found in the prefix cache."
+        )
         self._generation_tokens = counter("generation_tokens", "Tokens generated.")
         self._cache_queries = counter("prefix_cache_query_tokens", "Prompt tokens looked up in the prefix cache.")
         self._cache_hits = counter("prefix_cache_hit_tokens", "Prompt tokens that the prefix cache had.")
@@ -73,6 +75,11 @@ class EngineMetrics:
     def admitted(self, queue_seconds: float) -> None:
         """A request's first step begins."""
         self._queue.observe(queue_seconds)
+
+    def prefix_cache(self, query_tokens: int, hit_tokens: int) -> None:
+        """A prompt was looked up in the prefix cache."""
+        self._cache_queries.inc(query_tokens)
+        self._cache_hits.inc(hit_tokens)
 
     def first_token(self, seconds: float) -> None:
         """A request's first token was chosen."""

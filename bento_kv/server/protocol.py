@@ -1,8 +1,8 @@
 """The requests of the OpenAI-compatible routes: every field with its type, its range and the words that explain it.
 
 Each field is in one of three classes, and none is ignored silently:
-- **supported**: a field of a model below. `top_k`, `min_p`, `repetition_penalty`, `stop_token_ids` and `ignore_eos` go
-  beyond OpenAI's, under the names that other open servers gave them;
+- **supported**: a field of a model below. `top_k`, `min_p`, `repetition_penalty`, `stop_token_ids`, `ignore_eos`,
+  `priority` and `cache_salt` go beyond OpenAI's, under the names that other open servers gave them;
 - **accepted**: changes nothing here (`ACCEPTED_WITHOUT_EFFECT`), is type-checked and left at that;
 - **refused**: OpenAI has it and this server does not (`REFUSED_*`). It gets 400 with its name, unless its value asks
   for what happens anyway; that value is listed with it.
@@ -41,6 +41,7 @@ from bento_kv.server.fields import (
 
 MAX_CHOICES = 16
 MAX_STOP_TOKEN_IDS = 128
+MAX_PRIORITY = 100
 
 ACCEPTED_WITHOUT_EFFECT = frozenset(
     {"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key"}
@@ -174,6 +175,13 @@ class GenerationRequest(Body):
     n: int | None = Field(None, ge=1, le=MAX_CHOICES, description=f"an integer between 1 and {MAX_CHOICES}")
     stream: bool | None = Field(None, description="true or false")
     stream_options: StreamOptions | None = Field(None, description="an object")
+    priority: int | None = Field(
+        None,
+        ge=-MAX_PRIORITY,
+        le=MAX_PRIORITY,
+        description=f"an integer between {-MAX_PRIORITY} and {MAX_PRIORITY}; lower is more urgent",
+    )
+    cache_salt: str | None = Field(None, min_length=1, max_length=256, description="a string of 1 to 256 characters")
 
     user: str | None = Field(None, description="a string")
     metadata: Annotated[dict[str, str] | None, PlainValidator(parse_metadata)] = None

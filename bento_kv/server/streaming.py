@@ -7,12 +7,12 @@ import logging
 import time
 import uuid
 from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 from bento_kv.engine.request import StepOutput
-from bento_kv.engine.stream import TokenStream, open_stream
+from bento_kv.engine.stream import TokenStream, entered, open_stream
 from bento_kv.errors import RequestError
 from bento_kv.server import jsontext
 from bento_kv.server.backend import Backend
@@ -99,7 +99,7 @@ async def answer(
     choices = _choices(backend, request, prompts)
     usage = Usage(prompts)
     try:
-        async with _merged(streams) as events:
+        async with entered(backend.engine, streams), _merged(streams) as events:
             if request.stream:
                 await _send_stream(exchange, request, envelope, choices, usage, events)
             else:
@@ -160,7 +160,14 @@ def _streams(
             param="n" if len(params) > 1 else "prompt",
         )
     return [
-        open_stream(backend.engine, prompt.ids, choice, f"{answer_id}-{index}")
+        open_stream(
+            backend.engine,
+            prompt.ids,
+            choice,
+            f"{answer_id}-{index}",
+            priority=request.priority or 0,
+            cache_salt=request.cache_salt,
+        )
         for index, (prompt, choice) in enumerate(pairs)
     ]
 
@@ -180,18 +187,15 @@ def _choices(
 
 @asynccontextmanager
 async def _merged(streams: Sequence[TokenStream]) -> AsyncIterator[Events]:
-    """Events of all streams as they come, each with its stream's number. Leaving aborts what has not finished."""
+    """Events of all streams as they come, each with its stream's number."""
     queue: asyncio.Queue[tuple[int, StepOutput | Exception]] = asyncio.Queue()
-    async with AsyncExitStack() as stack:
-        for stream in streams:
-            await stack.enter_async_context(stream)
-        pumps = [asyncio.create_task(_pump(number, stream, queue)) for number, stream in enumerate(streams)]
-        try:
-            yield _until_all_end(queue, len(streams))
-        finally:
-            for pump in pumps:
-                pump.cancel()
-            await asyncio.gather(*pumps, return_exceptions=True)
+    pumps = [asyncio.create_task(_pump(number, stream, queue)) for number, stream in enumerate(streams)]
+    try:
+        yield _until_all_end(queue, len(streams))
+    finally:
+        for pump in pumps:
+            pump.cancel()
+        await asyncio.gather(*pumps, return_exceptions=True)
 
 
 async def _pump(number: int, stream: TokenStream, queue: asyncio.Queue[tuple[int, StepOutput | Exception]]) -> None:

@@ -254,6 +254,9 @@ class Recorder:
         assert queue_seconds >= 0
         self.heard.append(("admitted",))
 
+    def prefix_cache(self, query_tokens: int, hit_tokens: int) -> None:
+        self.heard.append(("prefix", query_tokens, hit_tokens))
+
     def first_token(self, seconds: float) -> None:
         assert seconds >= 0
         self.heard.append(("first",))
@@ -278,6 +281,7 @@ def test_the_observer_hears_a_request_from_beginning_to_end() -> None:
     assert observer.heard == [
         ("queued",),
         ("admitted",),
+        ("prefix", 3, 0),
         ("first",),
         ("step", 1, 3, 3, 1),
         ("next",),

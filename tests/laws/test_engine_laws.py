@@ -37,7 +37,12 @@ params = st.builds(
 # A prompt leaves room for the longest answer.
 requests = st.lists(st.tuples(st.lists(ids, min_size=1, max_size=MAX_LENGTH - 8).map(tuple), params), max_size=7)
 sizes = st.builds(
-    EngineConfig, slots=st.integers(1, 4), prefill_tokens=st.integers(1, 32), max_length=st.just(MAX_LENGTH)
+    EngineConfig,
+    slots=st.integers(1, 4),
+    exact=st.sampled_from(["batch", "full"]),
+    prefill_tokens=st.integers(3, 32),
+    prefill_chunk=st.integers(3, 8),
+    max_length=st.just(MAX_LENGTH),
 )
 
 
@@ -76,7 +81,7 @@ def serve(clients: list[Client], load: Load, config: EngineConfig, observer: End
         if steps in load.failures:
             raise OSError("no model today")
 
-    engine = Engine(FakeDecoder(max_length=MAX_LENGTH, before_step=fail), letters, config, observer)
+    engine = Engine(FakeDecoder(max_length=MAX_LENGTH, before_step=fail, exact=config.exact), letters, config, observer)
     while steps <= max([*load.arrivals, *load.aborts.values()], default=0):
         for client, arrival in zip(clients, load.arrivals, strict=True):
             if arrival == steps:
@@ -168,7 +173,7 @@ def test_every_request_ends_exactly_once_when_the_engine_closes(
     chosen: list[tuple[tuple[int, ...], SamplingParams]], config: EngineConfig, steps: int, drain: bool
 ) -> None:
     clients, observer = make_clients(chosen), Ends()
-    engine = Engine(FakeDecoder(max_length=MAX_LENGTH), letters, config, observer)
+    engine = Engine(FakeDecoder(max_length=MAX_LENGTH, exact=config.exact), letters, config, observer)
     for client in clients:
         engine.submit(client.request)
     for _ in range(steps):

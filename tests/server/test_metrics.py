@@ -74,7 +74,8 @@ def test_the_numbers_of_a_few_requests(registry: prometheus_client.CollectorRegi
     for name in ("time_to_first_token", "e2e_request_latency", "request_queue_time"):
         assert value(f"{name}_seconds_count") == 4
     assert (value("inter_token_latency_seconds_count") or 0) >= 2 * 3 + 4
-    assert value("prefix_cache_hit_tokens_total") == value("prefix_cache_query_tokens_total") == 0
+    assert value("prefix_cache_query_tokens_total") == 2 * 8 + 5 + 5
+    assert value("prefix_cache_hit_tokens_total") == 6 + 3  # the second choice, the second "go on": all but two tokens
     assert value("num_requests_running") == value("num_requests_waiting") == value("kv_cache_usage_ratio") == 0
 
 
