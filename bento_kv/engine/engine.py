@@ -20,9 +20,8 @@ from bento_kv.engine.config import EngineConfig
 from bento_kv.engine.generation import Generation, failure
 from bento_kv.engine.limits import Limits
 from bento_kv.engine.observer import EngineStats, NullObserver, Observer
-from bento_kv.engine.prefix_cache import PrefixCache
 from bento_kv.engine.request import Decoder, Detokenize, FinishReason, Request, StepOutput
-from bento_kv.engine.scheduler import Scheduler
+from bento_kv.engine.scheduler import scheduler_for
 from bento_kv.engine.telemetry import Telemetry
 from bento_kv.errors import DecoderError, EngineClosedError, QueueFullError, RequestError
 from bento_kv.plan import StepPlan
@@ -58,7 +57,7 @@ class Engine:
             memory_bound=kv_tokens < max_length,
         )
         self._places = slots + config.max_queue
-        self._scheduler = _scheduler(decoder, config, slots, kv_tokens)
+        self._scheduler = scheduler_for(decoder, config, slots, kv_tokens)
         self._telemetry = Telemetry(
             NullObserver() if observer is None else observer, prefix_cache=self._scheduler.cache.reuse
         )
@@ -318,23 +317,3 @@ class Engine:
         """Let other threads see the books."""
         self._running = len(self._scheduler.running)
         self._kv_tokens = self._scheduler.kv_tokens
-
-
-def _scheduler(decoder: Decoder, config: EngineConfig, slots: int, kv_tokens: int) -> Scheduler:
-    cache = PrefixCache(
-        decoder,
-        slots=slots,
-        kv_tokens=kv_tokens,
-        exact=config.exact,
-        # Where the bits depend on the chunks, a prompt behind a cached prefix would not be what it is alone.
-        reuse=config.prefix_cache and decoder.chunk_exact,
-        saved_tokens=config.prefix_cache_tokens,
-    )
-    return Scheduler(
-        cache,
-        prefill_tokens=config.prefill_tokens,
-        prefill_chunk=config.prefill_chunk,
-        exact=config.exact,
-        chunked=decoder.chunk_exact,
-        priority_places=config.priority_places,
-    )

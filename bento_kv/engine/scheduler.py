@@ -11,8 +11,10 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 
+from bento_kv.engine.config import EngineConfig
 from bento_kv.engine.prefix_cache import PrefixCache
 from bento_kv.engine.radix import common_prefix
+from bento_kv.engine.request import Decoder
 from bento_kv.plan import Exactness, StepPlan, StepRow
 
 
@@ -249,3 +251,31 @@ class Scheduler:
 def _slot(sequence: SequenceState) -> int:
     assert sequence.slot is not None  # it is running
     return sequence.slot
+
+
+def scheduler_for(decoder: Decoder, config: EngineConfig, slots: int, kv_tokens: int) -> Scheduler:
+    """The scheduler of an engine.
+
+    Args:
+        decoder: its `chunk_exact` says whether prompts may be cut and prefixes be reused.
+        config: budgets and modes.
+        slots: rows of the KV cache.
+        kv_tokens: positions of the KV cache that there is memory for.
+    """
+    cache = PrefixCache(
+        decoder,
+        slots=slots,
+        kv_tokens=kv_tokens,
+        exact=config.exact,
+        # Where the bits depend on the chunks, a prompt behind a cached prefix would not be what it is alone.
+        reuse=config.prefix_cache and decoder.chunk_exact,
+        saved_tokens=config.prefix_cache_tokens,
+    )
+    return Scheduler(
+        cache,
+        prefill_tokens=config.prefill_tokens,
+        prefill_chunk=config.prefill_chunk,
+        exact=config.exact,
+        chunked=decoder.chunk_exact,
+        priority_places=config.priority_places,
+    )

@@ -177,6 +177,7 @@ def test_more_choices_than_free_places_leave_none_behind(own_world: World) -> No
     with own_world.client() as client, pytest.raises(openai.RateLimitError):
         client.completions.create(**ENDLESS, n=3, stream=True)
     own_world.wait_until(lambda stats: stats.running + stats.waiting == 2)
+    assert own_world.observer.reasons == []  # none was begun to be aborted
     occupying.close()
     own_world.wait_until_idle()
 
