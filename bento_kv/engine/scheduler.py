@@ -34,7 +34,7 @@ class SequenceState:
         computed: how many of `tokens` have their keys and values in the slot.
         hit: how many of them were found in the prefix cache.
         rank: its place in the queue; the lowest is served first.
-        leader: who is computing most of its prompt, and is waited for.
+        leader: who is computing most of its prompt, and is waited for until it has computed `awaited` tokens.
     """
 
     id: str
@@ -49,6 +49,7 @@ class SequenceState:
     hit: int = 0
     rank: tuple[int, int] = (0, 0)
     leader: SequenceState | None = None
+    awaited: int = 0
 
     @property
     def pending(self) -> int:
@@ -58,10 +59,9 @@ class SequenceState:
     def generated(self) -> int:
         return len(self.tokens) - self.prompt_length
 
-    @property
-    def prefilling(self) -> bool:
-        """It has a slot, and its prompt is not computed yet."""
-        return self.slot is not None and self.computed < self.prompt_length
+    def has_yet_to_compute(self, length: int) -> bool:
+        """Whether so many of the first tokens will be computed, but are not yet."""
+        return self.slot is not None and self.computed < length
 
 
 class Scheduler:
@@ -152,8 +152,7 @@ class Scheduler:
             if row.start < sequence.prompt_length:
                 ready = min(sequence.computed, sequence.prompt_length)
                 prompt_tokens += ready - (0 if row.start == sequence.hit else row.start)
-                if ready == sequence.prompt_length:
-                    self.cache.publish(row.slot, self._reusable(sequence))
+                self.cache.publish(row.slot, self._reusable(sequence))
         return prompt_tokens
 
     def finish(self, sequence: SequenceState, *, keep: bool = True) -> None:
@@ -189,7 +188,7 @@ class Scheduler:
                 return
             if not self._chunked and ahead and ahead + head.prompt_length > budget:
                 return
-            if head.leader is not None and head.leader.prefilling:
+            if head.leader is not None and head.leader.has_yet_to_compute(head.awaited):
                 return
             if (place := self._place(head)) is None:
                 return
@@ -204,10 +203,11 @@ class Scheduler:
             return None
         hit = self.cache.lookup(head.tokens, head.salt)
         for other in self.running.values():
-            if other.prefilling and other.salt == head.salt:
+            if other.salt == head.salt and other.has_yet_to_compute(other.prompt_length):
                 shared = common_prefix(head.tokens, other.tokens[: other.prompt_length])
-                if 2 * (self.cache.usable(shared, head.prompt_length) - hit) > head.prompt_length - hit:
-                    head.leader = other
+                coming = self.cache.usable(shared, head.prompt_length) - hit
+                if 2 * coming > head.prompt_length - hit and other.has_yet_to_compute(hit + coming):
+                    head.leader, head.awaited = other, hit + coming
                     return None
         return self.cache.take(head.tokens, head.salt, head.positions)
 

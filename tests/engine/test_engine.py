@@ -13,7 +13,7 @@ from bento_kv.engine.engine import Engine
 from bento_kv.engine.observer import EngineStats
 from bento_kv.engine.request import FinishReason, SamplingParams, StepOutput
 from bento_kv.errors import ContextLengthError, EngineClosedError, QueueFullError, RequestError
-from bento_kv.plan import StepPlan
+from bento_kv.plan import Exactness, StepPlan
 from tests.engine.fakes import FakeDecoder, always, client, hash_logits, letters, run_to_end, to_ids
 
 
@@ -302,6 +302,29 @@ def test_an_observer_that_raises_is_ignored() -> None:
     engine.submit(who.request)
     run_to_end(engine)
     assert who.finish_reason == "length"
+
+
+@pytest.mark.parametrize("exact", ["batch", "full"])
+def test_drafts_change_no_output(exact: Exactness) -> None:
+    """Right ones and wrong ones, and rows with and without them in one step."""
+
+    def answers(draft: bool) -> list[tuple[object, ...]]:
+        decoder = FakeDecoder(logits=always("abcdef"), exact=exact)
+        engine = Engine(decoder, letters, EngineConfig(exact=exact))
+        clients = [client(request_id=name, temperature=0, max_tokens=12, logprobs=1) for name in "xy"]
+        for who in clients:
+            engine.submit(who.request)
+        engine.step()
+        for guess in ("bzz", "bcd", "zzz") * 4:
+            if draft and (generation := engine._generations.get("x")):
+                generation.sequence.drafts = to_ids(guess)
+            engine.step()
+            engine.check_books()
+        run_to_end(engine)
+        assert not draft or any(row.drafts == 3 for plan in decoder.plans for row in plan.rows)
+        return [who.result for who in clients]
+
+    assert answers(draft=True) == answers(draft=False)
 
 
 def test_an_engine_that_was_never_started_still_ends_what_it_accepted() -> None:

@@ -43,10 +43,10 @@ class World:
         )
         self.number = 0
 
-    def ask(self, prompt: str, *, salt: str | None = None, **params: object) -> Client:
+    def ask(self, prompt: str, *, salt: str | None = None, priority: int = 0, **params: object) -> Client:
         self.number += 1
         who = client(prompt, f"r{self.number}", **{"temperature": 0, "max_tokens": 4, **params})
-        who.cache_salt = salt
+        who.cache_salt, who.priority = salt, priority
         self.engine.submit(who.request)
         return who
 
@@ -249,6 +249,18 @@ def test_a_group_is_accepted_as_a_whole_or_not_at_all() -> None:
         world.engine.submit_all([client(request_id="good").request, client(request_id="bad", max_tokens=0).request])
     assert world.engine.stats().waiting == 1
     assert len(choices(world, "hello\n", 2)) == 2
+
+
+def test_a_short_prompt_waits_for_what_it_shares_with_a_long_one_and_no_longer() -> None:
+    world = World(prefill_tokens=10, prefill_chunk=10)
+    world.ask(SYSTEM + "read this " * 5)
+    world.engine.step()
+    short = world.ask(SYSTEM + "hello", priority=-1, max_tokens=1)
+    for _ in range(3):
+        assert short.finish_reason is None
+        world.engine.step()
+    assert short.finish_reason == "length"
+    assert world.counts.hits == [0, 27]
 
 
 def test_a_prompt_that_shares_little_does_not_wait_for_another() -> None:
