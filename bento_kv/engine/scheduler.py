@@ -29,7 +29,7 @@ class SequenceState:
         positions: of the KV cache that it may use: the prompt and the longest answer.
         priority: lower is more urgent.
         salt: whose cached prefixes it may take over.
-        drafts: guesses of what follows `tokens`, to be checked in the next step; set between steps.
+        drafts: guesses of what follows `tokens`, to be checked in the next step; whoever chooses tokens sets them anew.
         slot: row of the KV cache; None before admission and after the end.
         computed: how many of `tokens` have their keys and values in the slot.
         hit: how many of them were found in the prefix cache.
@@ -148,7 +148,6 @@ class Scheduler:
             sequence = self.running[row.slot]
             sequence.computed = row.start + len(row.tokens) - row.drafts + max(0, len(tokens) - 1)
             sequence.tokens.extend(tokens)
-            sequence.drafts = ()
             if row.start < sequence.prompt_length:
                 ready = min(sequence.computed, sequence.prompt_length)
                 prompt_tokens += ready - (0 if row.start == sequence.hit else row.start)
