@@ -6,7 +6,7 @@ token just chosen are all the same: pending tokens.
 
 from __future__ import annotations
 
-import heapq
+from bisect import insort
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
@@ -79,7 +79,9 @@ class Scheduler:
 
     **Order**: first come, first served, and a level of `priority` is worth `priority_places` places in the queue. So a
     request is overtaken by at most the next `priority_places` x (difference of priorities) to come, and nothing starves. The
-    first in the queue waits for its slot and its memory, and nobody passes it.
+    first in the queue waits for its slot and its memory, and nobody passes it there. The tokens of a prefill go to the first in
+    order, but for what shorter prompts behind it need, up to a half; so a long prompt does not hold up short ones, and they
+    do not make it take more than twice as long.
 
     Args:
         cache: slots and memory.
@@ -101,7 +103,7 @@ class Scheduler:
     ) -> None:
         self.slots = cache.slots
         self.cache = cache
-        self.waiting: list[tuple[tuple[int, int], SequenceState]] = []  # a heap by rank
+        self.waiting: list[SequenceState] = []  # by rank
         self.running: dict[int, SequenceState] = {}  # by slot
         self._prefill_tokens = prefill_tokens
         self._prefill_chunk = min(prefill_chunk, prefill_tokens)
@@ -122,7 +124,7 @@ class Scheduler:
         """Let a sequence wait for a slot."""
         sequence.rank = (self._arrivals + sequence.priority * self._priority_places, self._arrivals)
         self._arrivals += 1
-        heapq.heappush(self.waiting, (sequence.rank, sequence))
+        insort(self.waiting, sequence, key=attrgetter("rank"))
 
     def schedule(self) -> StepPlan | None:
         """The plan of the next step, rows by slot; None if there is nothing to compute."""
@@ -157,8 +159,7 @@ class Scheduler:
     def finish(self, sequence: SequenceState, *, keep: bool = True) -> None:
         """Forget a sequence, waiting or running, and free its slot; `keep` leaves what it computed to be found."""
         if sequence.slot is None:
-            self.waiting.remove((sequence.rank, sequence))
-            heapq.heapify(self.waiting)
+            self.waiting.remove(sequence)
             return
         del self.running[sequence.slot]
         self.cache.give_back(sequence.slot, self._reusable(sequence) if keep else ())
@@ -169,37 +170,39 @@ class Scheduler:
         self.cache.check_books()
         assert self.cache.reserved == sum(sequence.positions for sequence in self.running.values())
         assert all(sequence.slot == slot for slot, sequence in self.running.items())
-        assert all(sequence.slot is None and sequence.computed == 0 for _, sequence in self.waiting)
+        assert all(sequence.slot is None and sequence.computed == 0 for sequence in self.waiting)
         assert all(0 <= sequence.computed < len(sequence.tokens) for sequence in self.running.values())
         assert all(len(sequence.tokens) <= sequence.positions for sequence in self.running.values())
 
     def _admit(self, budget: int) -> None:
-        """Give slots to those who wait, in order, as far as this step has tokens left for them.
+        """Give slots to those who wait, in order, as far as there are slots, memory, and tokens in this step.
 
-        Not earlier: the longer a request waits, the more of its prompt others may have computed.
+        Who would compute nothing in this step, or waits for others to compute most of its prompt, gets no slot yet, since it
+        may find more of its prompt later, and is passed by.
         """
-        while self.waiting:
-            head = self.waiting[0][1]
-            ahead = sum(
-                other.pending for other in self.running.values() if other.pending > 1 and other.rank < head.rank
-            )
-            if ahead and ahead + min(2, head.prompt_length) > budget:
+        for head in list(self.waiting):
+            if not self.cache.has_room(head.positions):
                 return
-            if not self._chunked and ahead and ahead + head.prompt_length > budget:
-                return
-            if head.leader is not None and head.leader.has_yet_to_compute(head.awaited):
-                return
-            if (place := self._place(head)) is None:
-                return
-            heapq.heappop(self.waiting)
-            head.slot, head.hit = place
-            head.computed = head.hit
-            self.running[head.slot] = head
+            if self._has_tokens(head, budget) and not self._is_being_computed(head):
+                self.waiting.remove(head)
+                head.slot, head.hit = self.cache.take(head.tokens, head.salt, head.positions)
+                head.computed = head.hit
+                self.running[head.slot] = head
 
-    def _place(self, head: SequenceState) -> tuple[int, int] | None:
-        """A slot and a hit; None if there is no room yet, or somebody is computing most of the prompt just now."""
-        if not self.cache.has_room(head.positions):
-            return None
+    def _has_tokens(self, head: SequenceState, budget: int) -> bool:
+        """Whether a prefill within the budget would compute something of a waiting sequence."""
+        prompts = self._prompts()
+        if not prompts or head.rank < prompts[0].rank:
+            return True
+        first, *others = prompts
+        taken = self._share(first, budget) if head.pending < first.pending else first.pending
+        taken += sum(other.pending for other in others if other.pending < head.pending)
+        return taken + (min(2, head.pending) if self._chunked else head.pending) <= budget
+
+    def _is_being_computed(self, head: SequenceState) -> bool:
+        """Whether another sequence is about to compute most of what the prefix cache does not have of a prompt."""
+        if head.leader is not None and head.leader.has_yet_to_compute(head.awaited):
+            return True
         hit = self.cache.lookup(head.tokens, head.salt)
         for other in self.running.values():
             if other.salt == head.salt and other.has_yet_to_compute(other.prompt_length):
@@ -207,28 +210,40 @@ class Scheduler:
                 coming = self.cache.usable(shared, head.prompt_length) - hit
                 if 2 * coming > head.prompt_length - hit and other.has_yet_to_compute(hit + coming):
                     head.leader, head.awaited = other, hit + coming
-                    return None
-        return self.cache.take(head.tokens, head.salt, head.positions)
+                    return True
+        return False
+
+    def _prompts(self) -> list[SequenceState]:
+        """Those whose prompts are computed in steps of prefill: the first in order, then the others, the shortest first."""
+        prompts = [sequence for sequence in self.running.values() if sequence.pending > 1]
+        first = min(prompts, key=attrgetter("rank"), default=None)
+        return sorted(prompts, key=lambda sequence: (sequence is not first, sequence.pending, sequence.rank))
+
+    def _share(self, first: SequenceState, budget: int) -> int:
+        """What the first in order takes of a budget in any case, however many shorter ones there are: half of it."""
+        return min(first.pending, max(3, budget // 2)) if self._chunked else first.pending
 
     def _prefill_rows(self, budget: int) -> list[StepRow]:
-        """Chunks of the prompts that are not computed yet, in order, within the budget."""
+        """Chunks of the prompts that are not computed yet, within the budget."""
         rows: list[StepRow] = []
-        prompts = [sequence for sequence in self.running.values() if sequence.pending > 1]
-        for sequence in sorted(prompts, key=attrgetter("rank")):
-            n = self._chunk(sequence.pending, budget, first=not rows)
-            if n == 0:
-                break
-            budget -= n
-            start, end = sequence.computed, sequence.computed + n
-            tokens = tuple(sequence.tokens[start:end])
-            rows.append(StepRow(_slot(sequence), tokens, start, logits=int(end == len(sequence.tokens))))
+        prompts = self._prompts()
+        for sequence in prompts:
+            limit = budget
+            if not rows:
+                wanted = sum(other.pending for other in prompts if other.pending < sequence.pending)
+                limit = max(self._share(sequence, budget), budget - wanted)
+            if n := self._chunk(sequence.pending, limit):
+                budget -= n
+                start, end = sequence.computed, sequence.computed + n
+                tokens = tuple(sequence.tokens[start:end])
+                rows.append(StepRow(_slot(sequence), tokens, start, logits=int(end == len(sequence.tokens))))
         return rows
 
-    def _chunk(self, pending: int, budget: int, *, first: bool) -> int:
+    def _chunk(self, pending: int, limit: int) -> int:
         """How many of so many tokens are computed now: at least two, and never all but one; or none."""
-        if pending <= budget or (first and not self._chunked):
+        if pending <= limit:
             return pending
-        n = budget - (pending == budget + 1)
+        n = limit - (pending == limit + 1)
         return n if n >= 2 and self._chunked else 0
 
     def _decode_row(self, sequence: SequenceState) -> StepRow:

@@ -72,13 +72,30 @@ def test_prompts_share_a_prefill_step_then_decode_together() -> None:
     assert advance(scheduler) == [(0, 4, 1), (1, 6, 1)]
 
 
-def test_the_budget_goes_to_prompts_in_order_and_the_last_one_gets_a_chunk() -> None:
+def test_shorter_prompts_get_up_to_half_of_what_the_first_would_have() -> None:
     scheduler = make_scheduler()
-    waiting(scheduler, 3, 7, 4)
-    assert advance(scheduler) == [(0, 0, 3), (1, 0, 5)]
-    assert advance(scheduler) == [(0, 3, 1)]
-    assert advance(scheduler) == [(1, 5, 2), (2, 0, 4)]
-    assert advance(scheduler) == [(0, 4, 1), (1, 7, 1), (2, 4, 1)]
+    waiting(scheduler, 30, 30, 2, 4)
+    assert advance(scheduler) == [(0, 0, 4), (1, 0, 2), (2, 0, 2)]
+    assert advance(scheduler) == [(1, 2, 1)]
+    assert advance(scheduler) == [(0, 4, 6), (2, 2, 2)]
+
+
+def test_prompts_that_are_not_shorter_wait_for_the_first() -> None:
+    scheduler = make_scheduler()
+    waiting(scheduler, 12, 12, 3)
+    assert advance(scheduler) == [(0, 0, 5), (1, 0, 3)]
+    assert advance(scheduler) == [(1, 3, 1)]
+    assert advance(scheduler) == [(0, 5, 7)]
+    assert advance(scheduler) == [(0, 12, 1), (1, 4, 1)]
+    assert advance(scheduler) == [(2, 0, 8)]
+
+
+def test_a_short_prompt_does_not_wait_for_the_long_ones_before_it() -> None:
+    scheduler = make_scheduler(slots=8)
+    *_, short = waiting(scheduler, 1000, 1000, 1000, 3)
+    for _ in range(3):
+        advance(scheduler)
+    assert short.generated == 2
 
 
 def test_only_the_last_chunk_wants_logits() -> None:

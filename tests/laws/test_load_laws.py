@@ -209,7 +209,7 @@ def test_under_load_equals_alone_on_a_real_decoder(exact: Exactness, demo_decode
         def alone(self, prompt_ids: tuple[int, ...], asked: SamplingParams) -> Client:
             return answer(prompt_ids, asked)
 
-    run_state_machine_as_test(OnTheDemo, settings=_settings(12, 30))  # type: ignore[no-untyped-call]
+    run_state_machine_as_test(OnTheDemo, settings=_settings(25, 30))  # type: ignore[no-untyped-call]
 
 
 @cache
