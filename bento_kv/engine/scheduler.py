@@ -75,7 +75,7 @@ class Scheduler:
     **The bound on the time between two tokens of a request**: one decode step and at most one prefill step (in mode `full`
     one step of both) of at most `prefill_chunk` prompt tokens, however many and however long the prompts that wait. A decode
     step has every decoding row, and at most `max(slots, prefill_chunk)` tokens. Only where nobody decodes a prefill step has up
-    to `prefill_tokens`.
+    to `prefill_tokens`. (Where prompts cannot be cut, the bound is one prompt.)
 
     **Order**: first come, first served, and a level of `priority` is worth `priority_places` places in the queue. So a
     request is overtaken by at most the next `priority_places` x (difference of priorities) to come, and nothing starves. The
@@ -173,6 +173,7 @@ class Scheduler:
         assert all(sequence.slot is None and sequence.computed == 0 for sequence in self.waiting)
         assert all(0 <= sequence.computed < len(sequence.tokens) for sequence in self.running.values())
         assert all(len(sequence.tokens) <= sequence.positions for sequence in self.running.values())
+        assert all(sequence.leader is None for sequence in self.running.values())
 
     def _admit(self, budget: int) -> None:
         """Give slots to those who wait, in order, as far as there are slots, memory, and tokens in this step.
@@ -187,6 +188,7 @@ class Scheduler:
                 self.waiting.remove(head)
                 head.slot, head.hit = self.cache.take(head.tokens, head.salt, head.positions)
                 head.computed = head.hit
+                head.leader = None  # or each would keep the one before it
                 self.running[head.slot] = head
 
     def _has_tokens(self, head: SequenceState, budget: int) -> bool:

@@ -13,7 +13,7 @@ import pytest
 from bento_kv.engine.config import EngineConfig
 from bento_kv.engine.engine import Engine
 from bento_kv.engine.request import SamplingParams, StepOutput
-from bento_kv.engine.stream import TokenStream, open_stream
+from bento_kv.engine.stream import TokenStream, entered, open_stream
 from bento_kv.errors import EngineClosedError, QueueFullError, RequestError
 from bento_kv.plan import StepPlan
 from tests.engine.fakes import Client, FakeDecoder, always, client, letters, to_ids
@@ -178,6 +178,22 @@ def test_errors_of_submission_raise_on_entering() -> None:
         asyncio.run(main(engine))
     with pytest.raises(EngineClosedError):
         asyncio.run(read(engine))
+
+
+def test_streams_are_entered_together_or_not_at_all() -> None:
+    async def main(engine: Engine) -> None:
+        async with open_stream(engine, PROMPT, ENDLESS):
+            with pytest.raises(QueueFullError):
+                async with entered(engine, [open_stream(engine, PROMPT, ENDLESS) for _ in range(3)]):
+                    pass
+            assert engine.stats().running + engine.stats().waiting == 1
+        async with entered(engine, [open_stream(engine, PROMPT, ENDLESS) for _ in range(3)]) as streams:
+            async with asyncio.timeout(PATIENCE):
+                await anext(streams[0])
+        await idle(engine)
+
+    with running(slots=1, max_queue=2) as engine:
+        asyncio.run(main(engine))
 
 
 def test_a_closed_loop_does_not_break_the_engine() -> None:
