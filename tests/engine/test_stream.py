@@ -187,6 +187,7 @@ def test_streams_are_entered_together_or_not_at_all() -> None:
                 async with entered(engine, [open_stream(engine, PROMPT, ENDLESS) for _ in range(3)]):
                     pass
             assert engine.stats().running + engine.stats().waiting == 1
+        await idle(engine)
         async with entered(engine, [open_stream(engine, PROMPT, ENDLESS) for _ in range(3)]) as streams:
             async with asyncio.timeout(PATIENCE):
                 await anext(streams[0])
