@@ -38,8 +38,8 @@ class EngineConfig:
             so many prompt tokens. Lower is smoother, higher is sooner at the first token.
         priority_places: places in the queue that a level of a request's `priority` is worth.
         kv_tokens: positions of the KV cache that may be in memory, by what running requests may use (each its prompt and
-            its `max_tokens`) and cached prefixes together; those of all slots unless set. `OnnxDecoderRunnable` sets it by
-            the memory there is.
+            its `max_tokens`, or the rest of the context if it does not say) and cached prefixes together; those of all
+            slots unless set. `OnnxDecoderRunnable` sets it by the memory there is.
         prefix_cache: whether prompts take over the keys and values of prompts before them that begin alike. Answers are the
             same bit for bit either way.
         prefix_cache_tokens: positions that cached prefixes may take beyond the slots; what `kv_tokens` leaves unless set.

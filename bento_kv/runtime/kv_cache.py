@@ -92,10 +92,10 @@ class InPlaceCache:
         """Give the memory of a slot's positions from `length` on back to the system, whole pages of it."""
         for buffer in self._sides():
             if length == 0:
-                _discard(buffer, buffer[slot])  # the heads lie side by side
+                _discard(buffer[slot])  # the heads lie side by side
             else:
                 for rows in buffer[slot, :, length:]:
-                    _discard(buffer, rows)
+                    _discard(rows)
 
     def _sides(self) -> Iterator[NDArray[np.generic]]:
         """The buffers, layer by layer, keys before values."""
@@ -115,16 +115,16 @@ def _zeros(shape: tuple[int, ...]) -> NDArray[np.float32]:
     return np.frombuffer(memory, np.float32, math.prod(shape)).reshape(shape)
 
 
-def _discard(buffer: NDArray[np.generic], part: NDArray[np.generic]) -> None:
-    """Let the system take back the pages that a contiguous part of a buffer of `_zeros` has to itself."""
+def _discard(part: NDArray[np.generic]) -> None:
+    """Let the system take back the pages that a contiguous part of an array of `_zeros` has to itself."""
     if not hasattr(mmap, "MADV_DONTNEED"):
         return
-    memory = buffer.base
+    memory = part.base
     while isinstance(memory, np.ndarray):
         memory = memory.base
     assert isinstance(memory, memoryview)
     assert isinstance(memory.obj, mmap.mmap)
-    begin = part.ctypes.data - buffer.ctypes.data
+    begin = part.ctypes.data - np.frombuffer(memory, np.uint8).ctypes.data
     first = -(-begin // mmap.PAGESIZE) * mmap.PAGESIZE
     last = (begin + part.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
     if first < last:
