@@ -12,6 +12,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -76,33 +77,27 @@ def choosing(params: SamplingParams, rows: list[Row]) -> Callable[[], None]:
     return work
 
 
+def logprobs(count: int, rows: list[Row]) -> Callable[[], None]:
+    def work() -> None:
+        for row in rows:
+            token_logprobs(row, 7, count)
+
+    return work
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--vocab", type=int, default=151936)
     parser.add_argument("--rounds", type=int, default=9)
     options = parser.parse_args()
     rng = np.random.default_rng(0)
     kinds = {kind.__name__: [kind(rng, options.vocab) for _ in range(ROWS)] for kind in (peaked, flat)}
-    print(
-        f"ms for {ROWS} rows of {options.vocab} logits\n\n| |"
-        + " |".join(kinds)
-        + " |\n| --- |"
-        + " --- |" * len(kinds)
-    )
-
-    def line(name: str, times: list[float]) -> None:
-        print(f"| {name} | " + " | ".join(f"{t:.1f}" for t in times) + " |", flush=True)
-
-    for name, params in CASES.items():
-        line(name, [milliseconds(choosing(params, rows), options.rounds) for rows in kinds.values()])
-    for count in (0, 5, 20):
-
-        def logprobs(rows: list[Row], count: int = count) -> Callable[[], None]:
-            return lambda: [token_logprobs(row, 7, count) for row in rows] and None
-
-        line(
-            f"log-probabilities, top {count}", [milliseconds(logprobs(rows), options.rounds) for rows in kinds.values()]
-        )
+    works = {name: partial(choosing, params) for name, params in CASES.items()}
+    works |= {f"log-probabilities, top {count}": partial(logprobs, count) for count in (0, 5, 20)}
+    print(f"ms for {ROWS} rows of {options.vocab} logits\n\n| | {' | '.join(kinds)} |\n| --- |{' --- |' * len(kinds)}")
+    for name, make in works.items():
+        times = [f"{milliseconds(make(rows), options.rounds):.1f}" for rows in kinds.values()]
+        print(f"| {name} | {' | '.join(times)} |", flush=True)
 
 
 if __name__ == "__main__":
