@@ -12,7 +12,6 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
-from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,48 +37,49 @@ CASES: dict[str, SamplingParams] = {
     "greedy, 300 biases": SamplingParams(temperature=0, logit_bias={7 * i: 1.0 for i in range(300)}),
 }
 
-Row = NDArray[np.float32]
+Logits = NDArray[np.float32]
 
 
-def peaked(rng: np.random.Generator, vocab_size: int) -> Row:
-    """Logits `[vocab_size]` of which forty stand out."""
-    row = rng.normal(0, 2, vocab_size)
-    row[rng.choice(vocab_size, 40, replace=False)] += np.linspace(6, 14, 40)
-    return row.astype(np.float32)
+def peaked(rng: np.random.Generator, vocab_size: int) -> Logits:
+    """Logits `[rows, vocab_size]` of which forty a row stand out."""
+    rows = rng.normal(0, 2, (ROWS, vocab_size))
+    rows[:, rng.choice(vocab_size, 40, replace=False)] += np.linspace(6, 14, 40)
+    return rows.astype(np.float32)
 
 
-def flat(rng: np.random.Generator, vocab_size: int) -> Row:
-    """Logits `[vocab_size]` of which none stands out."""
-    return rng.normal(0, 0.5, vocab_size).astype(np.float32)
+def flat(rng: np.random.Generator, vocab_size: int) -> Logits:
+    """Logits `[rows, vocab_size]` of which none stands out."""
+    return rng.normal(0, 0.5, (ROWS, vocab_size)).astype(np.float32)
 
 
-def milliseconds(work: Callable[[], None], rounds: int) -> float:
-    """The median of what `work` costs this thread."""
-    work()
+def milliseconds(work: Callable[[Logits], None], logits: Logits, rounds: int) -> float:
+    """The median of what `work` costs this thread; it is handed new logits each time, as a step hands them."""
+    work(logits)
     times = []
     for _ in range(rounds):
+        fresh = logits.copy()
         began = time.thread_time()
-        work()
+        work(fresh)
         times.append(1000 * (time.thread_time() - began))
     return statistics.median(times)
 
 
-def choosing(params: SamplingParams, rows: list[Row]) -> Callable[[], None]:
-    samplers = [Sampler(params, PROMPT) for _ in rows]
+def choosing(params: SamplingParams) -> Callable[[Logits], None]:
+    samplers = [Sampler(params, PROMPT) for _ in range(ROWS)]
     for sampler in samplers:
         sampler.record(3)
 
-    def work() -> None:
-        for sampler, row in zip(samplers, rows, strict=True):
+    def work(logits: Logits) -> None:
+        for sampler, row in zip(samplers, logits, strict=True):
             assert np.isfinite(row).all()
             sampler.choose(row)
 
     return work
 
 
-def logprobs(count: int, rows: list[Row]) -> Callable[[], None]:
-    def work() -> None:
-        for row in rows:
+def logprobs(count: int) -> Callable[[Logits], None]:
+    def work(logits: Logits) -> None:
+        for row in logits:
             token_logprobs(row, 7, count)
 
     return work
@@ -91,12 +91,12 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     options = parser.parse_args()
     rng = np.random.default_rng(0)
-    kinds = {kind.__name__: [kind(rng, options.vocab) for _ in range(ROWS)] for kind in (peaked, flat)}
-    works = {name: partial(choosing, params) for name, params in CASES.items()}
-    works |= {f"log-probabilities, top {count}": partial(logprobs, count) for count in (0, 5, 20)}
+    kinds = {kind.__name__: kind(rng, options.vocab) for kind in (peaked, flat)}
+    works = {name: choosing(params) for name, params in CASES.items()}
+    works |= {f"log-probabilities, top {count}": logprobs(count) for count in (0, 5, 20)}
     print(f"ms for {ROWS} rows of {options.vocab} logits\n\n| | {' | '.join(kinds)} |\n| --- |{' --- |' * len(kinds)}")
-    for name, make in works.items():
-        times = [f"{milliseconds(make(rows), options.rounds):.1f}" for rows in kinds.values()]
+    for name, work in works.items():
+        times = [f"{milliseconds(work, logits, options.rounds):.1f}" for logits in kinds.values()]
         print(f"| {name} | {' | '.join(times)} |", flush=True)
 
 
