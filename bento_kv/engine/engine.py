@@ -48,7 +48,12 @@ class Engine:
         max_length = min(config.max_length or decoder.max_length, decoder.max_length)
         self._decoder = decoder
         self._detokenize = detokenize
-        self._limits = Limits(vocab_size=decoder.vocab_size, max_length=max_length, max_tokens=config.max_tokens)
+        self._limits = Limits(
+            vocab_size=decoder.vocab_size,
+            max_length=max_length,
+            max_tokens=config.max_tokens,
+            speculation=config.speculation,
+        )
         self._places = slots + config.max_queue
         self._telemetry = Telemetry(NullObserver() if observer is None else observer)
         self._scheduler = Scheduler(slots=slots, prefill_tokens=config.prefill_tokens)
@@ -107,7 +112,7 @@ class Engine:
             EngineClosedError: the engine is shutting down or has failed.
         """
         max_tokens = self._limits.check(request.prompt_ids, request.params)
-        generation = Generation(request, max_tokens, self._detokenize)
+        generation = Generation(request, max_tokens, self._detokenize, self._limits.speculation)
         with self._lock:
             if self._closing or self._failed:
                 what = "has failed; restart the service" if self._failed else "is shutting down; try another server"
@@ -173,13 +178,16 @@ class Engine:
         for generation in planned:
             self._telemetry.admitted(generation)
         try:
-            logits = self._compute(plan)  # [rows, vocab_size]
+            logits = self._compute(plan)  # by row: [row.logits, vocab_size]
         except Exception as error:
             logger.exception("the decoder failed; the %d requests of the step end", len(planned))
             for generation in planned:
                 self._tell(generation, failure("the decoder failed", error))
             return True
-        outputs = [generation.advance(row) for generation, row in zip(planned, logits, strict=True)]
+        outputs = [
+            generation.advance(block, row.tokens[len(row.tokens) - row.drafts :])
+            for generation, row, block in zip(planned, plan.rows, logits, strict=True)
+        ]
         prompt_tokens = self._scheduler.update(plan, [output.token_ids for output in outputs])
         for generation, output in zip(planned, outputs, strict=True):
             self._tell(generation, output)
@@ -221,12 +229,12 @@ class Engine:
         except Empty:
             return
 
-    def _compute(self, plan: StepPlan) -> NDArray[np.float32]:
+    def _compute(self, plan: StepPlan) -> list[NDArray[np.float32]]:
         logits = self._decoder.step(plan)
         expected = (sum(row.logits for row in plan.rows), self._limits.vocab_size)
         if logits.shape != expected:
             raise DecoderError(f"the decoder answered with logits of shape {logits.shape} instead of {expected}")
-        return logits
+        return np.split(logits, np.cumsum([row.logits for row in plan.rows])[:-1])
 
     def _accept(self, generation: Generation) -> None:
         self._generations[generation.request.id] = generation

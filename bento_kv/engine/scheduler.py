@@ -24,6 +24,7 @@ class SequenceState:
         prompt_length: how many of `tokens` are the prompt.
         slot: row of the KV cache; None before admission and after the end.
         computed: how many of `tokens` have their keys and values in the slot.
+        drafts: guesses of the next tokens, to be checked when the pending token is computed.
     """
 
     id: str
@@ -31,6 +32,7 @@ class SequenceState:
     prompt_length: int
     slot: int | None = None
     computed: int = 0
+    drafts: tuple[int, ...] = ()
 
     @property
     def pending(self) -> int:
@@ -46,7 +48,8 @@ class Scheduler:
 
     A *prefill* step computes the sequences that have more than one pending token, a *decode* step those that have one. The
     two never share a step: attention of a single query takes another kernel than that of several, and a row's bits must
-    not depend on its neighbours. A prompt of one token is a decode row of an empty slot.
+    not depend on its neighbours. A prompt of one token is a decode row of an empty slot, and a token with drafts behind it
+    is several tokens.
 
     The lowest free slot is taken first, because a contiguous range of slots is the cheapest for the decoder.
 
@@ -75,8 +78,8 @@ class Scheduler:
     def schedule(self) -> StepPlan | None:
         """The plan of the next step, rows by slot; None if there is nothing to compute."""
         self._admit()
-        prefill = [sequence for sequence in self.running.values() if sequence.pending > 1]
-        decode = [sequence for sequence in self.running.values() if sequence.pending == 1]
+        prefill = [sequence for sequence in self.running.values() if sequence.pending > 1 or sequence.drafts]
+        decode = [sequence for sequence in self.running.values() if sequence.pending == 1 and not sequence.drafts]
         prefilling = bool(prefill) and not (decode and self._prefilled_last)
         chosen = prefill if prefilling else decode
         if not chosen:
@@ -92,7 +95,8 @@ class Scheduler:
         prompt_tokens = 0
         for row, tokens in zip(plan.rows, chosen, strict=True):
             sequence = self.running[row.slot]
-            sequence.computed = row.start + len(row.tokens)
+            accepted = max(0, len(tokens) - 1)  # of the drafts; the others' keys and values are written over
+            sequence.computed = row.start + len(row.tokens) - row.drafts + accepted
             sequence.tokens.extend(tokens)
             prompt_tokens += max(0, min(sequence.computed, sequence.prompt_length) - row.start)
         return prompt_tokens
@@ -128,4 +132,5 @@ class Scheduler:
 
 def _row(sequence: SequenceState) -> StepRow:
     assert sequence.slot is not None  # it is running
-    return StepRow(slot=sequence.slot, tokens=tuple(sequence.tokens[sequence.computed :]), start=sequence.computed)
+    pending, drafts = sequence.tokens[sequence.computed :], sequence.drafts
+    return StepRow(sequence.slot, (*pending, *drafts), sequence.computed, logits=1 + len(drafts), drafts=len(drafts))
