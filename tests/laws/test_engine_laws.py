@@ -37,7 +37,11 @@ params = st.builds(
 # A prompt leaves room for the longest answer.
 requests = st.lists(st.tuples(st.lists(ids, min_size=1, max_size=MAX_LENGTH - 8).map(tuple), params), max_size=7)
 sizes = st.builds(
-    EngineConfig, slots=st.integers(1, 4), prefill_tokens=st.integers(1, 32), max_length=st.just(MAX_LENGTH)
+    EngineConfig,
+    slots=st.integers(1, 4),
+    prefill_tokens=st.integers(1, 32),
+    max_length=st.just(MAX_LENGTH),
+    speculation=st.sampled_from([0, 1, 5]),
 )
 
 
