@@ -32,6 +32,7 @@ class Arguments(BaseModel):
     max_queue: int = Field(256, ge=0, description="requests that may wait; one more gets 429")
     max_tokens: int | None = Field(None, ge=1, description="cap on the tokens of one answer")
     exact: Exactness = Field("batch", description="batch or full")
+    speculation: int = Field(0, ge=0, description="guesses of the next tokens that a step may check for one request")
 
 
 class Prompt(bentoml.IODescriptor):
@@ -78,6 +79,7 @@ class LanguageModel:
             max_queue=arguments.max_queue,
             max_tokens=arguments.max_tokens,
             threads=arguments.threads,
+            speculation=arguments.speculation,
         )
         self.runnable = OnnxDecoderRunnable(self.decoder, config, observer=EngineMetrics)
 

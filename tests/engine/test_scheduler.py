@@ -104,6 +104,32 @@ def test_kv_tokens_and_prompt_tokens_are_counted() -> None:
     assert (scheduler.kv_tokens, sequence.generated, sequence.pending) == (9, 2, 1)
 
 
+def test_drafts_are_computed_behind_the_pending_token_and_only_the_right_ones_count() -> None:
+    scheduler = Scheduler(slots=2, prefill_tokens=8)
+    (sequence,) = waiting(scheduler, 3)
+    advance(scheduler)
+    sequence.drafts = (5, 6, 7)
+    plan = scheduler.schedule()
+    assert plan == StepPlan((StepRow(0, (9, 5, 6, 7), 3, logits=4, drafts=3),))
+    assert scheduler.update(plan, [(5, 6, 8)]) == 0
+    scheduler.check_books()
+    assert (sequence.tokens, sequence.computed) == ([0, 1, 2, 9, 5, 6, 8], 6)
+    sequence.drafts = ()
+    assert scheduler.schedule() == StepPlan((StepRow(0, (8,), 6),))
+
+
+def test_rows_with_drafts_and_rows_without_take_turns() -> None:
+    """A single query meets another kernel than several, so a row that decodes must not stand beside one that is checked."""
+    scheduler = Scheduler(slots=2, prefill_tokens=8)
+    sequence, _ = waiting(scheduler, 3, 3)
+    advance(scheduler)
+    seen = []
+    for _ in range(4):
+        sequence.drafts = (5, 6)
+        seen += advance(scheduler)
+    assert seen == [(1, 3, 1), (0, 3, 3), (1, 4, 1), (0, 4, 3)]
+
+
 def test_the_books_notice_a_lost_slot() -> None:
     scheduler = Scheduler(slots=2, prefill_tokens=8)
     (sequence,) = waiting(scheduler, 2)
