@@ -48,8 +48,7 @@ class Scheduler:
 
     A *prefill* step computes the sequences that have more than one pending token, a *decode* step those that have one. The
     two never share a step: attention of a single query takes another kernel than that of several, and a row's bits must
-    not depend on its neighbours. A prompt of one token is a decode row of an empty slot, and a token with drafts behind it
-    is several tokens.
+    not depend on its neighbours. A prompt of one token is a decode row of an empty slot.
 
     The lowest free slot is taken first, because a contiguous range of slots is the cheapest for the decoder.
 
@@ -78,8 +77,8 @@ class Scheduler:
     def schedule(self) -> StepPlan | None:
         """The plan of the next step, rows by slot; None if there is nothing to compute."""
         self._admit()
-        prefill = [sequence for sequence in self.running.values() if sequence.pending > 1 or sequence.drafts]
-        decode = [sequence for sequence in self.running.values() if sequence.pending == 1 and not sequence.drafts]
+        prefill = [sequence for sequence in self.running.values() if sequence.pending > 1]
+        decode = [sequence for sequence in self.running.values() if sequence.pending == 1]
         prefilling = bool(prefill) and not (decode and self._prefilled_last)
         chosen = prefill if prefilling else decode
         if not chosen:

@@ -94,7 +94,7 @@ class FakeDecoder:
         self.plans.append(plan)
         assert plan.rows, "an empty plan"
         assert len({row.slot for row in plan.rows}) == len(plan.rows), "a slot is there twice"
-        assert len({len(row.tokens) > 1 for row in plan.rows}) == 1, "rows of one token and of several are mixed"
+        assert len({row.decodes for row in plan.rows}) == 1, "prefill and decode rows are mixed"
         wanted: list[NDArray[np.float32]] = []
         for row in plan.rows:
             written = self._written[row.slot]

@@ -118,18 +118,6 @@ def test_drafts_are_computed_behind_the_pending_token_and_only_the_right_ones_co
     assert scheduler.schedule() == StepPlan((StepRow(0, (8,), 6),))
 
 
-def test_rows_with_drafts_and_rows_without_take_turns() -> None:
-    """A single query meets another kernel than several, so a row that decodes must not stand beside one that is checked."""
-    scheduler = Scheduler(slots=2, prefill_tokens=8)
-    sequence, _ = waiting(scheduler, 3, 3)
-    advance(scheduler)
-    seen = []
-    for _ in range(4):
-        sequence.drafts = (5, 6)
-        seen += advance(scheduler)
-    assert seen == [(1, 3, 1), (0, 3, 3), (1, 4, 1), (0, 4, 3)]
-
-
 def test_the_books_notice_a_lost_slot() -> None:
     scheduler = Scheduler(slots=2, prefill_tokens=8)
     (sequence,) = waiting(scheduler, 2)
