@@ -47,9 +47,7 @@ class Generation:
         self._left = max_tokens  # tokens that may still be chosen
         asked = request.params.speculation
         self._most_drafts = speculation if asked is None else asked
-        self._speculation: Speculation | None = (
-            None  # made with the first token: a request that waits has no need of it
-        )
+        self._speculation: Speculation | None = None  # until the first token: who waits has no need of it
         self._sampler = Sampler(request.params, request.prompt_ids)
         self._text = OutputText(detokenize, request.params.stop)
 
