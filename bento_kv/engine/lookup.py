@@ -71,9 +71,10 @@ class Speculation:
     """What one request has checked in a step: nothing, until it is worth it.
 
     On a CPU a draft costs about a third of a step, so that guessing wildly would be slower than not guessing. Matches are
-    followed without a check, which is free, and a check asks for evidence: a match of some length. A check that did not pay
-    doubles that length, one that paid halves it. So a sequence that does not copy soon is left alone, and one that does
-    has more drafts a step the longer the match is. All this depends on the sequence alone, never on the load.
+    followed without a check, which is free, and a check asks for evidence: a match of some length. A check that did not pay,
+    with fewer than a third of its drafts right, doubles that length, and one that paid halves it. So a sequence that does
+    not copy is soon left alone, and one that does has more drafts a step the longer the match is. All this depends on the
+    sequence alone, never on the load.
 
     Args:
         token_ids: the sequence so far.
@@ -90,7 +91,7 @@ class Speculation:
         for token_id in chosen:
             self._lookup.append(token_id)
         if drafts:
-            paid = 2 * (len(chosen) - 1) > drafts
+            paid = 3 * (len(chosen) - 1) >= drafts
             self._evidence = max(min(SIZES), self._evidence // 2) if paid else min(2 * self._evidence, MAX_EVIDENCE)
 
     def propose(self, room: int) -> tuple[int, ...]:
