@@ -35,6 +35,7 @@ class Arguments(BaseModel):
     prefill_chunk: int = Field(256, ge=3, description="prompt tokens that may stand between two tokens of an answer")
     kv_tokens: int | None = Field(None, ge=2, description="positions of the KV cache in memory; by the memory there is")
     prefix_cache: bool = Field(True, description="reuse the keys and values of prompts that begin alike")
+    speculation: int = Field(0, ge=0, description="guesses of the next tokens that a step may check for one request")
 
 
 class Prompt(bentoml.IODescriptor):
@@ -84,6 +85,7 @@ class LanguageModel:
             prefill_chunk=arguments.prefill_chunk,
             kv_tokens=arguments.kv_tokens,
             prefix_cache=arguments.prefix_cache,
+            speculation=arguments.speculation,
         )
         self.runnable = OnnxDecoderRunnable(self.decoder, config, observer=EngineMetrics)
 

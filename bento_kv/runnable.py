@@ -66,6 +66,11 @@ class OnnxDecoderRunnable(Runnable):
         self.verification: Mapping[str, Any] = record.model_dump(mode="json", by_alias=True)
         self.model_id = model_id or _public_name(self.manifest.source)
         self.created = int(datetime.fromisoformat(self.manifest.created).timestamp())
+        if self.config.speculation and self.manifest.layout != "in-place":
+            raise DecoderError(
+                f"{self.directory} has a growing cache, which gives no logits for checking guesses: speculation takes the "
+                "in-place layout, which `bento-kv export` makes; or set speculation=0"
+            )
         self.tokenizer = Tokenizer(self.directory)
         self.defaults = read_defaults(self.directory, self.manifest)
         onnx_decoder = open_decoder(

@@ -18,6 +18,7 @@ _AT_LEAST = {
     "priority_places": 0,
     "kv_tokens": 2,  # one of a prompt, one of an answer
     "prefix_cache_tokens": 0,
+    "speculation": 0,
 }
 
 
@@ -43,6 +44,10 @@ class EngineConfig:
         prefix_cache: whether prompts take over the keys and values of prompts before them that begin alike. Answers are the
             same bit for bit either way.
         prefix_cache_tokens: positions that cached prefixes may take beyond the slots; what `kv_tokens` leaves unless set.
+        speculation: guesses of the next tokens that a request may have checked in a step, at most; 0 guesses nothing.
+            They are looked up in the prompt and the output, which makes answers that repeat these faster and changes none
+            in mode `full`. In mode `batch` a checked token has the low bits of a prefilled one. There are never more than
+            let all slots check theirs within `prefill_chunk` tokens.
 
     Raises:
         ValueError: a value is out of range.
@@ -60,6 +65,7 @@ class EngineConfig:
     kv_tokens: int | None = None
     prefix_cache: bool = True
     prefix_cache_tokens: int | None = None
+    speculation: int = 0
 
     def __post_init__(self) -> None:
         if self.exact not in get_args(Exactness):

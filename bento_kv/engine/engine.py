@@ -55,6 +55,7 @@ class Engine:
             max_length=min(max_length, kv_tokens),
             max_tokens=config.max_tokens,
             memory_bound=kv_tokens < max_length,
+            speculation=config.speculation,
         )
         self._places = slots + config.max_queue
         self._scheduler = scheduler_for(decoder, config, slots, kv_tokens)
@@ -120,7 +121,12 @@ class Engine:
     def submit_all(self, requests: Sequence[Request]) -> None:
         """Accept several requests, or none of them; the rest is as with `submit`."""
         generations = [
-            Generation(request, self._limits.check(request.prompt_ids, request.params), self._detokenize)
+            Generation(
+                request,
+                self._limits.check(request.prompt_ids, request.params),
+                self._detokenize,
+                self._limits.speculation,
+            )
             for request in requests
         ]
         with self._lock:

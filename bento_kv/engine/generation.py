@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bento_kv.engine.logits import token_logprobs
+from bento_kv.engine.lookup import Speculation
 from bento_kv.engine.request import Detokenize, FinishReason, Request, StepOutput
 from bento_kv.engine.sampler import Sampler
 from bento_kv.engine.scheduler import SequenceState
@@ -22,6 +24,12 @@ logger = logging.getLogger(__name__)
 class Generation:
     """A request, its progress, and what turns logits into text.
 
+    Args:
+        request: as it was submitted, in range.
+        max_tokens: tokens that it may generate.
+        detokenize: token ids to text.
+        speculation: drafts that a step may check, unless the request says.
+
     Attributes:
         request: as it was submitted.
         sequence: tokens and counts; the scheduler keeps them.
@@ -30,7 +38,7 @@ class Generation:
         last_token: when its last token was chosen, if one was.
     """
 
-    def __init__(self, request: Request, max_tokens: int, detokenize: Detokenize) -> None:
+    def __init__(self, request: Request, max_tokens: int, detokenize: Detokenize, speculation: int = 0) -> None:
         self.request = request
         self.sequence = SequenceState(
             request.id,
@@ -43,28 +51,44 @@ class Generation:
         self.arrived = time.perf_counter()
         self.admitted: float | None = None
         self.last_token: float | None = None
-        self._max_tokens = max_tokens
+        self._left = max_tokens  # tokens that may still be chosen
+        asked = request.params.speculation
+        self._most_drafts = speculation if asked is None else asked
+        self._speculation: Speculation | None = None  # until the first token: who waits has no need of it
         self._sampler = Sampler(request.params, request.prompt_ids)
         self._text = OutputText(detokenize, request.params.stop)
 
     def advance(self, logits: NDArray[np.float32], drafts: Sequence[int] = ()) -> StepOutput:
-        """Choose the next token from logits `[1 + drafts, vocab_size]`; drafts are not taken up.
+        """Choose the next token, and one more for each draft that turns out to be what is chosen.
 
-        What fails here ends this request, and no other.
+        Every token is chosen as it would be in a step of its own, so drafts change how many come of a step and nothing
+        else. What fails here ends this request, and no other.
+
+        Args:
+            logits: `[1 + drafts, vocab_size]`, after the last token and after each draft.
+            drafts: guesses of the next tokens that the step has computed.
         """
+        outputs: list[StepOutput] = []
         try:
-            return self._advance(logits[0])
+            for row, draft in zip(logits, (*drafts, None), strict=True):
+                outputs.append(self._choose(row))
+                if outputs[-1].finish_reason is not None or outputs[-1].token_ids != (draft,):
+                    break
+            self.sequence.drafts = self._speculate([*_token_ids(outputs)], len(drafts))
         except Exception as error:
             logger.exception("request %s ends with an error", self.request.id)
-            return failure("the output could not be continued", error)
+            outputs.append(failure("the output could not be continued", error))
+        return outputs[0] if len(outputs) == 1 else _joined(outputs)
 
-    def _advance(self, logits: NDArray[np.float32]) -> StepOutput:
+    def _choose(self, logits: NDArray[np.float32]) -> StepOutput:
+        """The next token, by its logits `[vocab_size]`."""
         if not np.isfinite(logits).all():
             raise DecoderError(f"the decoder's logits for request {self.request.id} hold NaN or infinity")
         params = self.request.params
         token_id = self._sampler.choose(logits)
         logprobs = () if params.logprobs is None else (token_logprobs(logits, token_id, params.logprobs),)
         self._sampler.record(token_id)
+        self._left -= 1
 
         stop: str | int | None = None
         reason: FinishReason | None = None
@@ -73,12 +97,35 @@ class Generation:
             stop = token_id if stop is None else stop
         else:
             text, stop = self._text.push(token_id)
-            if stop is None and self.sequence.generated + 1 == self._max_tokens:
+            if stop is None and not self._left:
                 tail, stop = self._text.finish()
                 text, reason = text + tail, "length"
         if stop is not None:
             reason = "stop"
         return StepOutput(text=text, token_ids=(token_id,), logprobs=logprobs, finish_reason=reason, stop_reason=stop)
+
+    def _speculate(self, chosen: Sequence[int], drafts: int) -> tuple[int, ...]:
+        """Drafts for the next step: no more than leave a token to be chosen after the last, which is never computed."""
+        if not self._most_drafts:
+            return ()
+        if self._speculation is None:
+            self._speculation = Speculation(self.request.prompt_ids, self._most_drafts)
+        self._speculation.observe(chosen, drafts)
+        return self._speculation.propose(max(0, self._left - 1))
+
+
+def _joined(outputs: Sequence[StepOutput]) -> StepOutput:
+    """Events of one step as one."""
+    return replace(
+        outputs[-1],
+        text="".join(output.text for output in outputs),
+        token_ids=tuple(_token_ids(outputs)),
+        logprobs=tuple(entry for output in outputs for entry in output.logprobs),
+    )
+
+
+def _token_ids(outputs: Sequence[StepOutput]) -> Iterator[int]:
+    return (token_id for output in outputs for token_id in output.token_ids)
 
 
 def failure(what: str, error: BaseException) -> StepOutput:

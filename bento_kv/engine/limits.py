@@ -19,12 +19,14 @@ class Limits:
         max_length: positions of the context, prompt and answer together.
         max_tokens: cap on the tokens that one request may generate; none if None.
         memory_bound: the context is as short as it is because there is no memory for more of the KV cache.
+        speculation: cap on the drafts that a step may check for one request.
     """
 
     vocab_size: int
     max_length: int
     max_tokens: int | None
     memory_bound: bool = False
+    speculation: int = 0
 
     def check(self, prompt_ids: Sequence[int], params: SamplingParams) -> int:
         """Check a request. Returns how many tokens it may generate.
@@ -36,6 +38,7 @@ class Limits:
         self._check_prompt(prompt_ids)
         _check_ranges(params)
         self._check_logit_bias(params)
+        self._check_speculation(params.speculation)
         return self._max_tokens(len(prompt_ids), params.max_tokens)
 
     @property
@@ -69,6 +72,11 @@ class Limits:
                 raise RequestError(
                     f"logit_bias of token {token_id} is {bias}; it must be a finite number", param="logit_bias"
                 )
+
+    def _check_speculation(self, asked: int | None) -> None:
+        if asked is not None and not 0 <= asked <= self.speculation:
+            allowed = f"from 0 to {self.speculation}" if self.speculation else "0, because speculation is off here"
+            raise RequestError(f"speculation is {asked}; it must be {allowed}", param="speculation")
 
     def _max_tokens(self, prompt_length: int, asked: int | None) -> int:
         room = self.max_length - prompt_length

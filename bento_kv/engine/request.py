@@ -80,6 +80,8 @@ class SamplingParams:
         stop: texts that end the output; they are not part of it.
         stop_token_ids: ids that end the output, the model's end-of-sequence ids among them.
         logprobs: log-probabilities of the chosen token and of this many likeliest ones; none if None.
+        speculation: guesses of the next tokens to check in a step, at most; as many as the engine allows if None. It
+            changes how fast an answer comes.
     """
 
     max_tokens: int | None = None
@@ -95,6 +97,7 @@ class SamplingParams:
     stop: tuple[str, ...] = ()
     stop_token_ids: frozenset[int] = frozenset()
     logprobs: int | None = None
+    speculation: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

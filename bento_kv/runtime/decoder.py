@@ -123,12 +123,14 @@ class OnnxDecoder:
         """The plan's rows, in one run of the graph if possible.
 
         The operator pads every row to the widest one and wants the padding to fit behind the row's past, though it
-        writes nothing there: a row near its slot's end cannot be in one run with a much wider one.
+        writes nothing there: a row near its slot's end cannot be in one run with a much wider one. And a row of one query
+        is computed by other arithmetic if there is a wider one beside it, so the two are kept apart.
         """
         runs: list[list[StepRow]] = []
         for row in sorted(rows, key=lambda row: len(row.tokens), reverse=True):
             for run in runs:
-                if row.start + self._queries(run[0]) <= self.cache.capacity:
+                alike = (self._queries(row) == 1) == (self._queries(run[0]) == 1)
+                if alike and row.start + self._queries(run[0]) <= self.cache.capacity:
                     run.append(row)
                     break
             else:

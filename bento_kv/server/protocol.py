@@ -2,7 +2,8 @@
 
 Each field is in one of three classes, and none is ignored silently:
 - **supported**: a field of a model below. `top_k`, `min_p`, `repetition_penalty`, `stop_token_ids`, `ignore_eos`,
-  `priority` and `cache_salt` go beyond OpenAI's, under the names that other open servers gave them;
+  `priority` and `cache_salt` go beyond OpenAI's, under the names that other open servers gave them, and `speculation`
+  under a name of our own;
 - **accepted**: changes nothing here (`ACCEPTED_WITHOUT_EFFECT`), is type-checked and left at that;
 - **refused**: OpenAI has it and this server does not (`REFUSED_*`). It gets 400 with its name, unless its value asks
   for what happens anyway; that value is listed with it.
@@ -171,6 +172,7 @@ class GenerationRequest(Body):
         description=f"a list of at most {MAX_STOP_TOKEN_IDS} token ids",
     )
     ignore_eos: bool | None = Field(None, description="true or false")
+    speculation: int | None = Field(None, ge=0, lt=TOKEN_ID_LIMIT, description="an integer of at least 0; 0 is off")
     logit_bias: Annotated[Mapping[int, float], PlainValidator(parse_logit_bias)] = {}
     n: int | None = Field(None, ge=1, le=MAX_CHOICES, description=f"an integer between 1 and {MAX_CHOICES}")
     stream: bool | None = Field(None, description="true or false")

@@ -43,6 +43,7 @@ sizes = st.builds(
     prefill_tokens=st.integers(3, 32),
     prefill_chunk=st.integers(3, 8),
     max_length=st.just(MAX_LENGTH),
+    speculation=st.sampled_from([0, 1, 5]),
 )
 
 

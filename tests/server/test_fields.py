@@ -27,6 +27,7 @@ EXTENSIONS = {
     "ignore_eos",
     "priority",
     "cache_salt",
+    "speculation",
 }
 CASES: list[tuple[Any, type[protocol.Body], set[str]]] = [
     (chat.CompletionCreateParamsNonStreaming, protocol.ChatRequest, EXTENSIONS),

@@ -137,6 +137,7 @@ def serving(
     slots: int = 4,
     max_queue: int = 64,
     max_length: int = 50_000,
+    speculation: int = 0,
     before_step: Callable[[StepPlan], None] = _unhurried,
     observer: Observer | None = None,
     app_options: Mapping[str, Any] | None = None,
@@ -147,7 +148,8 @@ def serving(
         slots=slots, max_length=max_length, vocab_size=VOCAB_SIZE, logits=parrot, before_step=before_step
     )
     watching = observer or Reasons()
-    engine = Engine(decoder, ByteTokenizer().decode, EngineConfig(slots=slots, max_queue=max_queue), watching)
+    limits = EngineConfig(slots=slots, max_queue=max_queue, speculation=speculation)
+    engine = Engine(decoder, ByteTokenizer().decode, limits, watching)
     engine.start()
     world = World(engine, watching, max_length=max_length, **backend)
     with socket.socket() as listening:
