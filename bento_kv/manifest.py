@@ -29,6 +29,7 @@ GOLDEN_LIMIT = 1e-3
 
 Layout = Literal["in-place", "growing"]
 Precision = Literal["fp32", "fp16", "int8", "int4"]
+KvCache = Literal["fp32", "int8"]
 
 
 class _Record(BaseModel):
@@ -73,6 +74,8 @@ class Manifest(_Record):
     """`manifest.json`.
 
     Attributes:
+        precision: of the weights.
+        kv_cache: element type of the cache; int8 has a scale for each channel, in the graph.
         graphs: the ONNX files; where there are two, the first takes prompts and the second continues them.
         inputs, outputs: of the last graph.
         weights: of each quantized weight, a matrix `[in_features, out_features]` in the graph's terms, the parameters of
@@ -86,6 +89,7 @@ class Manifest(_Record):
     architecture: str
     layout: Layout
     precision: Precision
+    kv_cache: KvCache = "fp32"
     graphs: tuple[str, ...] = (MODEL_FILE,)
     opset: dict[str, int]
     ir_version: int
