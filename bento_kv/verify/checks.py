@@ -8,13 +8,20 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from bento_kv.manifest import Check
+from bento_kv.manifest import Check, Precision
 from bento_kv.runtime.open import Decoder
 
 # fp32 against fp32 with other kernels: rounding only. Errors are taken relative to the largest reference value, at
 # least 1, because logits and keys of some models run into the hundreds.
 FP32_LIMIT = 1e-4
+# Activations rounded to 8 bits: what differs by rounding before comes out in another of their steps now and then.
+QUANTIZED_LIMIT = 2e-2
 _MASKED = 1e30
+
+
+def rounding(precision: Precision) -> float:
+    """What other kernels and chunks may change in a decoder's results, relative to the largest."""
+    return FP32_LIMIT if precision == "fp32" else QUANTIZED_LIMIT
 
 
 def at_most(id: str, measured: float, limit: float, explain: str) -> Check:
