@@ -77,6 +77,7 @@ class Manifest(_Record):
     Attributes:
         graphs: the ONNX files; where there are two, the first takes step 0 and the second all steps with a past.
         inputs, outputs: of the last graph.
+        passes: what was done to the traced graph: how often each pass found what it looks for.
         weights: of each quantized weight, a matrix `[in_features, out_features]` in the graph's terms, the parameters of
             the source that stand in it side by side, along out_features; empty in fp32.
         files: the sha256 of every file but the manifest and the verification record.
@@ -96,7 +97,8 @@ class Manifest(_Record):
     vocab_size: int
     max_length: int
     token_ids: TokenIds
-    weights: dict[str, tuple[str, ...]] = {}
+    passes: dict[str, int] = Field(default_factory=dict)
+    weights: dict[str, tuple[str, ...]] = Field(default_factory=dict)
     files: dict[str, str]
     versions: dict[str, str]
     created: str

@@ -9,7 +9,7 @@ The operator is onnxruntime's com.microsoft::GroupQueryAttention (its documentat
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
@@ -20,6 +20,8 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from bento_kv.errors import UnsupportedArchitecture
+from bento_kv.export import rotary
+from bento_kv.export.rotary import Rotary
 
 SURVEY = "bento_kv_survey"
 PACKED = "bento_kv_packed"
@@ -52,50 +54,114 @@ class AttentionShape:
 
 
 @dataclass(slots=True)
+class Observations:
+    """What the survey sees.
+
+    Attributes:
+        shapes: of the attention layers, by layer index.
+        rotations: one a call of a rotary function, in the order of the calls: what the operator shall do instead, or
+            None where the rotation stays in the graph.
+    """
+
+    shapes: dict[int, AttentionShape] = field(default_factory=dict)
+    rotations: list[Rotary | None] = field(default_factory=list)
+    turned: tuple[torch.Tensor, torch.Tensor] | None = None  # by the last call, until an attention layer has seen it
+
+    def watch(self, function: rotary.Function) -> rotary.Function:
+        """The function, watched."""
+
+        def turn(q: Any, k: Any, cos: Any, sin: Any, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor]:
+            self.turned = function(q, k, cos, sin, *args, **kwargs)
+            self.rotations.append(rotary.recognise(q, k, cos, sin, self.turned))
+            return self.turned
+
+        return turn
+
+    def attend(self, query: torch.Tensor, key: torch.Tensor) -> None:
+        """An attention layer was given these; what it was given must be what was turned, or others changed it since."""
+        turned, self.turned = self.turned, None
+        if turned is not None and not all(
+            torch.equal(x[..., : y.shape[-1]], y) for x, y in zip((query, key), turned, strict=True)
+        ):
+            self.rotations[-1] = None
+
+
+@dataclass(slots=True)
+class Rotation:
+    """A rotation left to the operator: tables by token, `[tokens, pairs]`."""
+
+    cos: torch.Tensor
+    sin: torch.Tensor
+    interleaved: bool
+
+
+@dataclass(slots=True)
 class PackedStep:
     """The tensors of the step that is being traced, and the cache that it writes.
 
     Attributes:
+        positions: `[tokens]` position of each token.
         gather_index: `[rows, width]` token of each cell.
         scatter_index: `[tokens]` cell of each token.
         seqlens_k: `[rows]` length of each row after the step, minus 1.
         query_seqlens: `[rows]` tokens of each row in this step.
         total_sequence_length: scalar, an upper bound of the lengths.
         past: keys and values by layer, `[rows, kv_heads, max_length, head_dim]`.
+        rotations: as the survey observed them.
         present: the same after the step; filled while tracing.
+        rotation: what the next attention layer shall do, set by the rotary function before it.
     """
 
+    positions: torch.Tensor
     gather_index: torch.Tensor
     scatter_index: torch.Tensor
     seqlens_k: torch.Tensor
     query_seqlens: torch.Tensor
     total_sequence_length: torch.Tensor
     past: list[tuple[torch.Tensor, torch.Tensor]]
+    rotations: Sequence[Rotary | None] = ()
     present: dict[int, tuple[torch.Tensor, torch.Tensor]] = field(default_factory=dict)
+    rotation: Rotation | None = None
+    _calls: int = 0
+
+    def leave_to_operator(self, function: rotary.Function) -> rotary.Function:
+        """A rotary function that leaves the turning to the operator wherever the survey saw that it can."""
+
+        def turn(q: Any, k: Any, cos: Any, sin: Any, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, torch.Tensor]:
+            form = self.rotations[self._calls]
+            self._calls += 1
+            if form is None:
+                return function(q, k, cos, sin, *args, **kwargs)
+            self.rotation = Rotation(form.table(cos), form.table(sin), form.interleaved)
+            return q, k
+
+        return turn
 
 
 # The interface hands an attention function neither the cache nor anything of ours: what is traced stands here.
-_survey: ContextVar[dict[int, AttentionShape]] = ContextVar("survey")
+_survey: ContextVar[Observations] = ContextVar("survey")
 _step: ContextVar[PackedStep] = ContextVar("step")
 
 
 @contextmanager
-def surveying() -> Iterator[dict[int, AttentionShape]]:
-    """Within it, every attention layer that runs under `SURVEY` notes its shape by layer index."""
-    found: dict[int, AttentionShape] = {}
+def surveying(model: torch.nn.Module) -> Iterator[Observations]:
+    """Within it, every attention layer of the model that runs under `SURVEY` is observed."""
+    found = Observations()
     token = _survey.set(found)
     try:
-        yield found
+        with rotary.replaced(model, found.watch):
+            yield found
     finally:
         _survey.reset(token)
 
 
 @contextmanager
-def tracing(step: PackedStep) -> Iterator[PackedStep]:
-    """Within it, attention layers under `PACKED` read and write the cache of `step`."""
+def tracing(model: torch.nn.Module, step: PackedStep) -> Iterator[PackedStep]:
+    """Within it, the model's attention layers under `PACKED` read and write the cache of `step`."""
     token = _step.set(step)
     try:
-        yield step
+        with rotary.replaced(model, step.leave_to_operator):
+            yield step
     finally:
         _step.reset(token)
 
@@ -152,7 +218,9 @@ def survey_attention(
         raise UnsupportedArchitecture(
             f"{name} gives its attention {', '.join(unknown)}, which the exporter does not know how to carry over"
         )
-    _survey.get()[_layer_index(module)] = AttentionShape(query.shape[1], key.shape[1], key.shape[3], value.shape[3])
+    seen = _survey.get()
+    seen.shapes[_layer_index(module)] = AttentionShape(query.shape[1], key.shape[1], key.shape[3], value.shape[3])
+    seen.attend(query, key)
     return query.new_zeros(1, query.shape[2], query.shape[1], value.shape[3]), None
 
 
@@ -189,9 +257,15 @@ def packed_attention(
     window = sliding_window or getattr(module, "sliding_window", None)
     if window:
         attributes["local_window_size"] = int(window)
-    # The operator's inputs by position; key and value travel inside the packed query, rotary is done outside.
+    # The operator's inputs by position; key and value travel inside the packed query.
     inputs = [qkv, None, None, past_key, past_value, step.seqlens_k, step.total_sequence_length]
-    inputs += [None, None, None, None, s_aux, None, None, None, None, step.query_seqlens]
+    rotation, step.rotation = step.rotation, None
+    if rotation is None:
+        inputs += [None, None, None]
+    else:
+        attributes |= {"do_rotary": 1, "rotary_interleaved": int(rotation.interleaved)}
+        inputs += [rotation.cos, rotation.sin, step.positions[step.gather_index]]
+    inputs += [None, s_aux, None, None, None, None, step.query_seqlens]
     out, present_key, present_value = torch.onnx.ops.symbolic_multi_out(
         "com.microsoft::GroupQueryAttention",
         inputs,

@@ -78,7 +78,8 @@ def export(
     length = _length(found, facts, max_length)
     with _staged(directory, force=force) as staging:
         progress(f"tracing {type(model).__name__}, {len(facts.layers)} layers")
-        graph = optimize(to_onnx(model, facts.layers, opset), length)
+        graph = to_onnx(model, facts.layers, opset, facts.rotations)
+        passes = optimize(graph, length)
         progress("writing weights")
         ir.save(graph, staging / contract.MODEL_FILE, external_data=contract.DATA_FILE)
         write_companions(found, tokenizer, generation, staging)
@@ -97,6 +98,7 @@ def export(
             token_ids=token_ids(tokenizer, generation),
             files=contract.hash_files(staging),
             versions=contract.versions_of(_PACKAGES),
+            passes=passes,
             created=datetime.now(UTC).isoformat(timespec="seconds"),
         )
         record.write(staging)

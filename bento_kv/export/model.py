@@ -13,6 +13,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from bento_kv.errors import BentoKVError, SourceError, UnsupportedArchitecture, first_line
 from bento_kv.export import attention
+from bento_kv.export.rotary import Rotary
 from bento_kv.manifest import LayerGeometry
 from bento_kv.source import ModelSource
 
@@ -29,11 +30,13 @@ class Survey:
         layers: geometry of the cache, by layer.
         vocab_size: width of the logits.
         max_length: positions that the model was made for.
+        rotations: what the operator shall turn, by call of a rotary function; see `attention.Observations`.
     """
 
     layers: tuple[LayerGeometry, ...]
     vocab_size: int
     max_length: int
+    rotations: tuple[Rotary | None, ...]
 
 
 def load_config(source: ModelSource) -> PreTrainedConfig:
@@ -129,7 +132,7 @@ def survey(model: PreTrainedModel) -> Survey:
             )
     ids = torch.tensor([[0, 1, 2]]) % config.vocab_size
     model.set_attn_implementation(attention.SURVEY)
-    with torch.no_grad(), attention.surveying() as found:
+    with torch.no_grad(), attention.surveying(model) as found:
         try:
             logits = model(
                 input_ids=ids,
@@ -145,7 +148,8 @@ def survey(model: PreTrainedModel) -> Survey:
                 f"{name}: it asks more of its cache than keys and values by layer "
                 f"({type(error).__name__}: {first_line(error)})"
             ) from error
-    return Survey(_geometry(name, config.num_hidden_layers, found), logits.shape[-1], max_positions(config))
+    layers = _geometry(name, config.num_hidden_layers, found.shapes)
+    return Survey(layers, logits.shape[-1], max_positions(config), tuple(found.rotations))
 
 
 def _geometry(name: str, layers: int, found: dict[int, attention.AttentionShape]) -> tuple[LayerGeometry, ...]:

@@ -14,6 +14,7 @@ from torch import nn
 
 from bento_kv.errors import ExportError, first_line
 from bento_kv.export.attention import PACKED, PackedStep, PassThroughCache, tracing
+from bento_kv.export.rotary import Rotary
 from bento_kv.manifest import LayerGeometry
 
 STEP_INPUTS = (
@@ -31,9 +32,10 @@ STEP_INPUTS = (
 class PackedDecoder(nn.Module):
     """A causal LM as one packed step: tokens of all rows as one sequence, the cache as inputs and outputs."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, rotations: Sequence[Rotary | None]) -> None:
         super().__init__()
         self.model = model
+        self.rotations = rotations
 
     def forward(
         self,
@@ -47,8 +49,17 @@ class PackedDecoder(nn.Module):
         total_sequence_length: torch.Tensor,  # scalar
         past: list[tuple[torch.Tensor, torch.Tensor]],
     ) -> tuple[torch.Tensor, list[tuple[torch.Tensor, torch.Tensor]]]:
-        step = PackedStep(gather_index, scatter_index, seqlens_k, query_seqlens, total_sequence_length, past)
-        with tracing(step):
+        step = PackedStep(
+            position_ids,
+            gather_index,
+            scatter_index,
+            seqlens_k,
+            query_seqlens,
+            total_sequence_length,
+            past,
+            self.rotations,
+        )
+        with tracing(self.model, step):
             logits = self.model(
                 input_ids=input_ids[None],
                 position_ids=position_ids[None],
@@ -64,8 +75,16 @@ def cache_names(layers: int) -> list[str]:
     return [f"{layer}.{side}" for layer in range(layers) for side in ("key", "value")]
 
 
-def to_onnx(model: Any, layers: Sequence[LayerGeometry], opset: int) -> ir.Model:
+def to_onnx(
+    model: Any, layers: Sequence[LayerGeometry], opset: int, rotations: Sequence[Rotary | None]
+) -> ir.Model:
     """Trace the model and translate it.
+
+    Args:
+        model: as transformers loads it.
+        layers: geometry of its cache.
+        opset: of the standard operators.
+        rotations: what the survey observed, by call of a rotary function.
 
     Raises:
         ExportError: torch could not trace or translate it.
@@ -76,7 +95,7 @@ def to_onnx(model: Any, layers: Sequence[LayerGeometry], opset: int) -> ir.Model
     with torch.no_grad(), quiet(), _onnx_friendly() as translations:
         try:
             program = torch.onnx.export(
-                PackedDecoder(model),
+                PackedDecoder(model, rotations),
                 arguments,
                 dynamo=True,
                 dynamic_shapes=dynamic,

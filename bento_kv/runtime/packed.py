@@ -106,7 +106,7 @@ class PackedGraph:
         rows, tokens = ids.shape
         held = cache_length(past)
         queries = tokens + tokens % 2
-        cache = InPlaceCache(self._layers, rows, held + queries)
+        cache = InPlaceCache(self._layers, rows, held + tokens)
         for row in range(rows):
             cache.write(row, [(key[row], value[row]) for key, value in past])
         plan = [StepRow(row, ids[row].tolist(), held, tokens) for row in range(rows)]

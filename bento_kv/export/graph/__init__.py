@@ -1,0 +1,42 @@
+"""Passes over the traced graph: small, named, and none changes what is computed by more than the proof allows."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import onnx_ir as ir
+from onnx_ir.passes import common
+
+from bento_kv.export.graph.activations import fuse_silu
+from bento_kv.export.graph.layout import address_cells, choose_tokens_once
+from bento_kv.export.graph.norms import skip_norms
+from bento_kv.export.graph.projections import fold_transposes, pack_attention_inputs
+from bento_kv.export.graph.rotary import rotate_in_attention, tabulate_rotary
+
+
+def optimize(model: ir.Model, max_length: int) -> dict[str, int]:
+    """All passes, in order; the model is changed in place. Returns how often each of them found what it looks for."""
+    done: dict[str, int] = {}
+    for name, step in (
+        ("rotate_in_attention", partial(rotate_in_attention, max_length=max_length)),
+        ("tabulate_rotary", partial(tabulate_rotary, max_length=max_length)),
+        ("fold_transposes", fold_transposes),
+        ("pack_attention_inputs", pack_attention_inputs),
+        ("address_cells", address_cells),
+        ("choose_tokens_once", choose_tokens_once),
+        ("skip_norms", skip_norms),
+        ("fuse_silu", fuse_silu),
+    ):
+        done[name] = step(model)
+        clean_up(model)
+    return done
+
+
+def clean_up(model: ir.Model) -> None:
+    """Merge what is computed twice, drop what nobody reads and what only a debugger of the exporter would."""
+    for step in (
+        common.CommonSubexpressionEliminationPass(),
+        common.RemoveUnusedNodesPass(),
+        common.ClearMetadataAndDocStringPass(),
+    ):
+        step(model)

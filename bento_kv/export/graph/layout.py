@@ -1,0 +1,100 @@
+"""Where tokens and rows stand: no node moves what a choice of indices can leave where it is."""
+
+from __future__ import annotations
+
+import numpy as np
+import onnx_ir as ir
+
+from bento_kv.export.graph.nodes import array_of, attribute, constant, input_named, only_user, producer, stand_in
+
+# What may stand between the chosen tokens' hidden states and the logits: it works on the last axis or by element.
+_BY_TOKEN = frozenset({"MatMul", "Add", "Mul", "Div", "Sub", "Tanh", "Cast"})
+
+
+def address_cells(model: ir.Model) -> int:
+    """Gather tokens into the attention's cells, and out of them, by pairs of indices that are computed once a step.
+
+    Traced were indices into flattened arrays, with a reshape on either side of every attention. Returns the layers.
+    """
+    count = 0
+    pairs = None
+    for node in list(model.graph):
+        if node.op_type != "GroupQueryAttention":
+            continue
+        flat = only_user(node.outputs[0], "Reshape")
+        scattered = None if flat is None else only_user(flat.outputs[0], "GatherND")
+        back = None if scattered is None else only_user(scattered.outputs[0], "Reshape")
+        gather = producer(node.inputs[0], "GatherND")
+        if back is None or gather is None or back.outputs[0].shape is None or len(back.outputs[0].shape) != 3:
+            continue
+        pairs = pairs or _pairs(model)
+        cells, places = pairs
+        out = ir.node("GatherND", [node.outputs[0], places], {"batch_dims": 0}, name=f"{node.name}/out")
+        stand_in(model, back, [out], [(back.outputs[0], out.outputs[0])])
+        squeeze = producer(gather.inputs[0], "Squeeze")
+        if squeeze is not None:
+            gather.replace_input_with(0, squeeze.inputs[0])
+            gather.replace_input_with(1, cells)
+        count += 1
+    return count
+
+
+def _pairs(model: ir.Model) -> tuple[ir.Value, ir.Value]:
+    """Indices `[rows, width, 2]` of each cell's token in `[1, tokens, N]`, and `[1, tokens, 2]` of each token's cell."""
+    gather, scatter = input_named(model, "gather_index"), input_named(model, "scatter_index")
+    zero = constant(model, "cells.zero", np.array(0, np.int64))
+    last = constant(model, "cells.last", np.array([-1], np.int64))
+    first = constant(model, "cells.first", np.array([0], np.int64))
+    width = ir.node("Shape", [gather], {"start": 1, "end": 2}, name="cells/width")
+    none = ir.node("Mul", [gather, zero], name="cells/none")
+    ends = [ir.node("Unsqueeze", [value, last], name=f"cells/{i}") for i, value in enumerate((none.outputs[0], gather))]
+    cells = ir.node("Concat", [end.outputs[0] for end in ends], {"axis": -1}, name="cells/cells")
+    row = ir.node("Div", [scatter, width.outputs[0]], name="cells/row")
+    column = ir.node("Mod", [scatter, width.outputs[0]], name="cells/column")
+    parts = [
+        ir.node("Unsqueeze", [each.outputs[0], last], name=f"cells/place.{i}") for i, each in enumerate((row, column))
+    ]
+    places = ir.node("Concat", [part.outputs[0] for part in parts], {"axis": -1}, name="cells/place")
+    batched = ir.node("Unsqueeze", [places.outputs[0], first], name="cells/places")
+    nodes = [width, none, *ends, cells, row, column, *parts, places, batched]
+    model.graph.insert_before(model.graph[0], nodes)
+    return cells.outputs[0], batched.outputs[0]
+
+
+def choose_tokens_once(model: ir.Model) -> int:
+    """Take the tokens whose logits are wanted out of the hidden states in one go, without the axis of length 1.
+
+    Traced were two transposes around a gather, and a copy of all logits to drop that axis. Returns how many it mended.
+    """
+    logits = model.graph.outputs[0]
+    drop = producer(logits, "Gather")
+    if drop is None or attribute(drop, "axis", 0) != 0 or array_of(drop.inputs[1]) is None:
+        return 0
+    chain = drop.inputs[0]
+    while (node := producer(chain, *_BY_TOKEN)) is not None:
+        data = [value for value in node.inputs if value is not None and value.const_value is None]
+        if len(data) != 1:
+            return 0
+        chain = data[0]
+    outer = producer(chain, "Transpose")
+    gather = None if outer is None else producer(outer.inputs[0], "GatherND")
+    inner = None if gather is None else producer(gather.inputs[0], "Transpose")
+    if outer is None or gather is None or inner is None or chain is None or drop.inputs[0] is None:
+        return 0
+    index = input_named(model, "logits_index")
+    zero = constant(model, "tokens.zero", np.array(0, np.int64))
+    last = constant(model, "tokens.last", np.array([-1], np.int64))
+    none = ir.node("Mul", [index, zero], name="tokens/none")
+    ends = [ir.node("Unsqueeze", [value, last], name=f"tokens/{i}") for i, value in enumerate((none.outputs[0], index))]
+    pairs = ir.node("Concat", [end.outputs[0] for end in ends], {"axis": -1}, name="tokens/pairs")
+    chosen = ir.node("GatherND", [inner.inputs[0], pairs.outputs[0]], {"batch_dims": 0}, name="tokens/chosen")
+    model.graph.insert_before(outer, [none, *ends, pairs, chosen])
+    ir.convenience.replace_all_uses_with(chain, chosen.outputs[0])
+    before = drop.inputs[0]
+    name = logits.name
+    shape, dtype = logits.shape, logits.dtype
+    logits.name = f"{name}.dropped"
+    model.graph.outputs[0] = before
+    before.name, before.shape, before.dtype = name, shape, dtype
+    model.graph.remove(drop, safe=True)
+    return 1
