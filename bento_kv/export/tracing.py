@@ -75,9 +75,7 @@ def cache_names(layers: int) -> list[str]:
     return [f"{layer}.{side}" for layer in range(layers) for side in ("key", "value")]
 
 
-def to_onnx(
-    model: Any, layers: Sequence[LayerGeometry], opset: int, rotations: Sequence[Rotary | None]
-) -> ir.Model:
+def to_onnx(model: Any, layers: Sequence[LayerGeometry], opset: int, rotations: Sequence[Rotary | None]) -> ir.Model:
     """Trace the model and translate it.
 
     Args:

@@ -17,9 +17,7 @@ def fuse_silu(model: ir.Model) -> int:
             sigmoid = producer(gate, "Sigmoid")
             if x is None or sigmoid is None or sigmoid.inputs[0] is not x:
                 continue
-            silu = ir.Node(
-                "com.microsoft", "QuickGelu", [x], [ir.AttrFloat32("alpha", 1.0)], name=f"{node.name}.silu"
-            )
+            silu = ir.Node("com.microsoft", "QuickGelu", [x], [ir.AttrFloat32("alpha", 1.0)], name=f"{node.name}.silu")
             stand_in(model, node, [silu], [(node.outputs[0], silu.outputs[0])])
             count += 1
             break

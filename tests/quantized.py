@@ -1,0 +1,117 @@
+"""Quantized decoders of the tests' own, made from exported ones by replacing MatMuls."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import onnx
+import torch
+from numpy.typing import NDArray
+from onnx import helper, numpy_helper
+from transformers import AutoModelForCausalLM
+
+from bento_kv.export.quantize import quantize_blocks
+from bento_kv.quantization import BlockWeights
+from tests.damage import change_graph
+
+Floats = NDArray[np.float32]
+Quantizer = Callable[[Floats], BlockWeights]
+
+
+def blocks(bits: int = 4, block_size: int = 32, *, symmetric: bool = True) -> Quantizer:
+    """Weights `[N, K]` quantized as an export would."""
+    return lambda weight: quantize_blocks(
+        weight, bits=bits, block_size=block_size, symmetric=symmetric, method="search"
+    )
+
+
+def coarse(bits: int, block_size: int = 32) -> Quantizer:
+    """Stored with 4 bits, and rounded to fewer."""
+
+    def quantize(weight: Floats) -> BlockWeights:
+        steps = 2 ** (bits - 1)
+        pieces = weight.reshape(-1, block_size)
+        scale = np.abs(pieces).max(axis=1, keepdims=True) / steps
+        rounded = (np.clip(np.rint(pieces / scale), -steps, steps - 1) * scale).reshape(weight.shape)
+        return quantize_blocks(rounded.astype(np.float32), bits=4, block_size=block_size)
+
+    return quantize
+
+
+def quantize_decoder(directory: Path, source: Path, quantizer: Quantizer, *, accuracy_level: int = 4) -> list[str]:
+    """Make every MatMul of an fp32 decoder a MatMulNBits, in place.
+
+    Returns:
+        The names of the weights, in the order of the graph.
+    """
+    parameters = {
+        name: parameter.detach().numpy()
+        for name, parameter in AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32).named_parameters()
+        if parameter.ndim == 2
+    }
+    weights: dict[str, Sequence[str]] = {}
+
+    def change(model: onnx.ModelProto) -> None:
+        tensors = {tensor.name: tensor for tensor in model.graph.initializer}
+        for node in model.graph.node:
+            if node.op_type != "MatMul" or node.input[1] not in tensors:
+                continue
+            name = node.input[1]
+            stored: Floats = numpy_helper.to_array(tensors[name], base_dir=str(directory)).T
+            weights[name] = _parts(stored, parameters)
+            quantized = quantizer(stored)
+            arrays = {f"{name}.q{quantized.bits}": quantized.packed, f"{name}.scales": quantized.scales}
+            if quantized.zero_points is not None:
+                arrays[f"{name}.zero_points"] = quantized.zero_points
+            replaced = helper.make_node(
+                "MatMulNBits",
+                [node.input[0], *arrays],
+                list(node.output),
+                name=node.name,
+                domain="com.microsoft",
+                K=quantized.in_features,
+                N=quantized.out_features,
+                bits=quantized.bits,
+                block_size=quantized.block_size,
+                accuracy_level=accuracy_level,
+            )
+            node.CopyFrom(replaced)
+            model.graph.initializer.remove(tensors[name])
+            model.graph.initializer.extend(numpy_helper.from_array(array, key) for key, array in arrays.items())
+
+    bits = quantizer(np.ones((1, 256), np.float32)).bits
+    change_graph(directory, change, manifest={})
+    # The names are known by now, and the manifest is brought in line once more.
+    change_graph(directory, lambda _: None, manifest={"precision": f"int{bits}", "weights": weights})
+    return list(weights)
+
+
+def change_tensors(directory: Path, change: Callable[[dict[str, NDArray[np.generic]]], None]) -> None:
+    """Change arrays of a quantized decoder, by name, in place or by putting others there."""
+
+    def work(model: onnx.ModelProto) -> None:
+        inside = [
+            tensor for tensor in model.graph.initializer if tensor.name.rpartition(".")[2].startswith(("q", "sc"))
+        ]
+        arrays = {tensor.name: numpy_helper.to_array(tensor).copy() for tensor in inside}
+        change(arrays)
+        for tensor in inside:
+            tensor.CopyFrom(numpy_helper.from_array(arrays[tensor.name], tensor.name))
+
+    change_graph(directory, work, manifest={})
+
+
+def _parts(stored: Floats, parameters: dict[str, Floats]) -> list[str]:
+    """The parameters whose rows stand one after the other in a weight `[N, K]`."""
+    found, at = [], 0
+    while at < len(stored):
+        name = next(
+            name
+            for name, parameter in parameters.items()
+            if parameter.shape[1] == stored.shape[1] and np.array_equal(parameter, stored[at : at + len(parameter)])
+        )
+        found.append(name)
+        at += len(parameters[name])
+    return found
