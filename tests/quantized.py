@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from bento_kv.export.quantize import quantize_blocks
 from bento_kv.quantization import BlockWeights
+from bento_kv.verify.parity import TorchReference
 from tests.damage import change_graph
 
 Floats = NDArray[np.float32]
@@ -40,14 +41,24 @@ def coarse(bits: int, block_size: int = 32) -> Quantizer:
     return quantize
 
 
-def quantize_decoder(directory: Path, source: Path, quantizer: Quantizer, *, accuracy_level: int = 4) -> list[str]:
+def quantize_decoder(
+    directory: Path, source: Path, quantizer: Quantizer, *, accuracy_level: int = 4, embedding: bool = False
+) -> list[str]:
     """Make every MatMul of an fp32 decoder a MatMulNBits, in place.
+
+    Args:
+        directory: of the decoder.
+        source: what it was exported from.
+        quantizer: of weights `[N, K]`.
+        accuracy_level: of the operators.
+        embedding: read the embedding, too, from the quantized head that it is tied to.
 
     Returns:
         The names of the weights, in the order of the graph.
     """
+    reference = TorchReference(str(source), None)
     parameters = {
-        name: parameter.detach().numpy()
+        name: reference.weight(name)
         for name, parameter in AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32).named_parameters()
         if parameter.ndim == 2
     }
@@ -80,12 +91,35 @@ def quantize_decoder(directory: Path, source: Path, quantizer: Quantizer, *, acc
             node.CopyFrom(replaced)
             model.graph.initializer.remove(tensors[name])
             model.graph.initializer.extend(numpy_helper.from_array(array, key) for key, array in arrays.items())
+        if embedding:
+            _share_head(model)
 
     bits = quantizer(np.ones((1, 256), np.float32)).bits
     change_graph(directory, change, manifest={})
     # The names are known by now, and the manifest is brought in line once more.
     change_graph(directory, lambda _: None, manifest={"precision": f"int{bits}", "weights": weights})
     return list(weights)
+
+
+def _share_head(model: onnx.ModelProto) -> None:
+    """The embedding's rows are taken from the head's quantized tensors, by an operator that wants them flat."""
+    head = next(node for node in reversed(model.graph.node) if node.op_type == "MatMulNBits")
+    gather = next(node for node in model.graph.node if node.op_type == "Gather" and "embed" in node.output[0])
+    settings = {a.name: a.i for a in head.attribute}
+    model.graph.initializer.append(numpy_helper.from_array(np.array([settings["N"], -1]), "head.flat_shape"))
+    flat = helper.make_node("Reshape", [head.input[1], "head.flat_shape"], ["head.flat"])
+    replaced = helper.make_node(
+        "GatherBlockQuantized",
+        ["head.flat", gather.input[1], *head.input[2:]],
+        list(gather.output),
+        domain="com.microsoft",
+        bits=settings["bits"],
+        block_size=settings["block_size"],
+        gather_axis=0,
+        quantize_axis=1,
+    )
+    gather.CopyFrom(replaced)
+    model.graph.node.insert(0, flat)
 
 
 def change_tensors(directory: Path, change: Callable[[dict[str, NDArray[np.generic]]], None]) -> None:
@@ -104,14 +138,6 @@ def change_tensors(directory: Path, change: Callable[[dict[str, NDArray[np.gener
 
 
 def _parts(stored: Floats, parameters: dict[str, Floats]) -> list[str]:
-    """The parameters whose rows stand one after the other in a weight `[N, K]`."""
-    found, at = [], 0
-    while at < len(stored):
-        name = next(
-            name
-            for name, parameter in parameters.items()
-            if parameter.shape[1] == stored.shape[1] and np.array_equal(parameter, stored[at : at + len(parameter)])
-        )
-        found.append(name)
-        at += len(parameters[name])
-    return found
+    """The parameters whose rows stand in a weight `[N, K]`, in whatever order; of the first row's parameter first."""
+    owners = {row.tobytes(): name for name, parameter in parameters.items() for row in parameter}
+    return list(dict.fromkeys(owners[np.ascontiguousarray(row).tobytes()] for row in stored))

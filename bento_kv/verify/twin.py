@@ -26,7 +26,7 @@ from bento_kv.quantization import BlockWeights
 from bento_kv.verify.checks import holds
 from bento_kv.verify.reference import WeightReference
 from bento_kv.verify.structure import fingerprint
-from bento_kv.verify.weights import WeightErrors
+from bento_kv.verify.weights import WeightErrors, in_order_of
 
 TWIN_DATA = "twin.onnx.data"
 # Operators on quantized tensors; none may be left in a twin.
@@ -149,7 +149,7 @@ class _Graph:
     def write(self, file: Path) -> str:
         """Write the twin; its fingerprint."""
         graph = self._model.graph
-        nodes = [new for node in graph.node for new in self._restored(node)]
+        nodes = _used([new for node in graph.node for new in self._restored(node)], {v.name for v in graph.output})
         del graph.node[:], graph.value_info[:]
         graph.node.extend(nodes)
         left = sorted({n.op_type for g in nested_graphs(graph) for n in g.node} & QUANTIZED)
@@ -181,38 +181,61 @@ class _Graph:
         return array
 
     def _restored(self, node: onnx.NodeProto) -> list[onnx.NodeProto]:
-        return self._float_matmul(node) if node.op_type == "MatMulNBits" else [node]
+        if node.op_type == "MatMulNBits":
+            return self._float_matmul(node)
+        return [self._float_gather(node)] if node.op_type == "GatherBlockQuantized" else [node]
 
     def _float_matmul(self, node: onnx.NodeProto) -> list[onnx.NodeProto]:
         """MatMul, and Add for a bias, instead of MatMulNBits."""
-        inputs = [*node.input, "", "", ""][:6]
-        x, packed, scales, zero_points, groups, bias = inputs
+        x, packed, scales, zero_points, groups, bias = [*node.input, "", "", ""][:6]
         settings = {a.name: a.i for a in node.attribute}
-        name, dot, kind = packed.rpartition(".")
-        wanted = (f"q{settings['bits']}", f"{name}.scales", {"", f"{name}.zero_points"}, "")
-        if not dot or (kind, scales) != wanted[:2] or zero_points not in wanted[2] or groups:
+        if groups:
             raise _NotReducible(
-                f"{self._name}: a MatMulNBits reads {', '.join(filter(None, inputs[1:5]))}, not one weight"
+                f"{self._name}: {node.name} reads {groups}, an order of its inputs that is not known here"
             )
-        floats = self._floats.floats(name)
+        name, floats = self._floats_of(node, packed, scales, zero_points, settings["bits"], settings["block_size"])
         if floats.shape != (settings["N"], settings["K"]):
             raise _NotReducible(
-                f"{self._name}: {name} is [{settings['N']}, {settings['K']}], and the reference's {list(floats.shape)}"
+                f"{self._name}: {name} is {list(floats.shape)} in the reference, not N and K of its node"
             )
-        self._errors.see(name, floats, self._blocks(settings, packed, scales, zero_points))
         output = f"{node.output[0]}.without_bias" if bias else node.output[0]
-        nodes = [helper.make_node("MatMul", [x, self._weight(name, floats)], [output], name=node.name)]
+        nodes = [helper.make_node("MatMul", [x, self._twin(f"{name}.columns", floats.T)], [output], name=node.name)]
         if bias:
             nodes.append(helper.make_node("Add", [output, bias], [node.output[0]]))
         return nodes
 
-    def _blocks(self, settings: Mapping[str, int], packed: str, scales: str, zero_points: str) -> BlockWeights:
-        """The weight as the operator reads it; tensors of scales and zero points may be flat."""
-        rows, columns, bits, size = (settings[key] for key in ("N", "K", "bits", "block_size"))
+    def _float_gather(self, node: onnx.NodeProto) -> onnx.NodeProto:
+        """Gather instead of GatherBlockQuantized: an embedding, which a head may share."""
+        packed, indices, scales, zero_points = [*node.input, ""][:4]
+        settings = {"bits": 4, "block_size": 128, "gather_axis": 0, "quantize_axis": 1}
+        settings |= {a.name: a.i for a in node.attribute}
+        if settings["gather_axis"] != 0 or settings["quantize_axis"] not in (1, -1):
+            raise _NotReducible(f"{self._name}: {node.name} gathers columns, or shares scales along rows")
+        name, floats = self._floats_of(node, packed, scales, zero_points, settings["bits"], settings["block_size"])
+        rows = self._twin(f"{name}.rows", floats)
+        return helper.make_node("Gather", [rows, indices], list(node.output), name=node.name, axis=0)
+
+    def _floats_of(
+        self, node: onnx.NodeProto, packed: str, scales: str, zero_points: str, bits: int, size: int
+    ) -> tuple[str, NDArray[np.float32]]:
+        """The weight that a node reads, its name and the reference's floats `[N, K]`, the two having been compared."""
+        moved = {output: n.input[0] for n in self._model.graph.node if n.op_type == "Reshape" for output in n.output}
+        name, dot, kind = scales.rpartition(".")
+        data = moved.get(packed, packed)
+        if (
+            not dot
+            or kind != "scales"
+            or not data.startswith(f"{name}.q{bits}")
+            or zero_points not in ("", f"{name}.zero_points")
+        ):
+            read = ", ".join(filter(None, (data, scales, zero_points)))
+            raise _NotReducible(f"{self._name}: {node.op_type} {node.name} reads {read}, which is not one weight")
+        floats = self._floats.floats(name)
+        rows, columns = floats.shape
         blocks = -(-columns // size)
         try:
-            return BlockWeights(
-                packed=self._array(packed).reshape(rows, blocks, size * bits // 8).astype(np.uint8, copy=False),
+            quantized = BlockWeights(
+                packed=self._array(data).reshape(rows, blocks, size * bits // 8).astype(np.uint8, copy=False),
                 scales=self._array(scales).reshape(rows, blocks).astype(np.float32, copy=False),
                 zero_points=self._array(zero_points).reshape(rows, -1).astype(np.uint8) if zero_points else None,
                 bits=bits,
@@ -220,12 +243,27 @@ class _Graph:
                 in_features=columns,
             )
         except ValueError as error:
-            raise _NotReducible(f"{self._name}: {packed} has not the shape that its operator says: {error}") from error
+            raise _NotReducible(f"{self._name}: {name} is not {rows} x {columns}, the reference's: {error}") from error
+        floats = in_order_of(quantized, floats)
+        self._errors.see(name, floats, quantized)
+        return name, floats
 
-    def _weight(self, name: str, floats: NDArray[np.float32]) -> str:
-        """The twin's initializer of a weight, `[K, N]` as MatMul takes it."""
+    def _twin(self, name: str, array: NDArray[np.float32]) -> str:
+        """The name of an initializer of the twin, which is stored unless it is."""
         twin = f"twin.{name}"
         if twin not in self._known:
             self._known[twin] = twin
-            self._added.append(self._floats.store(twin, floats.T))
+            self._added.append(self._floats.store(twin, array))
         return twin
+
+
+def _used(nodes: Sequence[onnx.NodeProto], wanted: set[str]) -> list[onnx.NodeProto]:
+    """Those that what is wanted depends on, in the same order."""
+    needed = set(wanted)
+    kept = []
+    for node in reversed(nodes):
+        if needed & set(node.output):
+            kept.append(node)
+            needed.update(node.input)
+            needed.update(name for a in node.attribute for g in nested_graphs(a.g) for n in g.node for name in n.input)
+    return kept[::-1]
