@@ -109,7 +109,7 @@ class Divergence:
     def checks(self, phase: str, limits: Limits) -> Iterator[Check]:
         """The three checks of a phase, `prefill` or `decode`."""
         kl = np.array(self.kl)
-        decided, other = np.array(self.decided), np.array(self.other)
+        decided, other = np.array(self.decided, bool), np.array(self.other, bool)
         changed = int((decided & other).sum())
         ratio = float(np.mean(self.gained)) if self.gained else float("nan")
         places = f"{len(kl)} positions of probe text, computed in {'decode' if phase == 'decode' else 'prefill'} steps"
