@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,7 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 from transformers import AutoModelForCausalLM
 
-from bento_kv.export.quantize import quantize_blocks
+from bento_kv.export.quantize import quantize_blocks, quantize_columns
 from bento_kv.quantization import BlockWeights
 from bento_kv.verify.parity import TorchReference
 from tests.damage import change_graph
@@ -56,12 +57,7 @@ def quantize_decoder(
     Returns:
         The names of the weights, in the order of the graph.
     """
-    reference = TorchReference(str(source), None)
-    parameters = {
-        name: reference.weight(name)
-        for name, parameter in AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32).named_parameters()
-        if parameter.ndim == 2
-    }
+    parameters = _parameters(source)
     weights: dict[str, Sequence[str]] = {}
 
     def change(model: onnx.ModelProto) -> None:
@@ -101,6 +97,83 @@ def quantize_decoder(
     return list(weights)
 
 
+def to_integers(directory: Path, source: Path) -> list[str]:
+    """Make every MatMul of an fp32 decoder one of integers: weights of 8 bits by output, activations of 8 bits by token.
+
+    Returns:
+        The names of the weights, in the order of the graph.
+    """
+    weights: dict[str, Sequence[str]] = {}
+
+    def change(model: onnx.ModelProto) -> None:
+        tensors = {tensor.name: tensor for tensor in model.graph.initializer}
+        shared = {
+            "int.zero": np.array(128, np.uint8),
+            "int.least": np.float32(1e-9),
+            "int.inverse": np.float32(1 / 127),
+            "int.flat": np.array([-1, 0]),
+            "int.last": np.array([-1]),
+            "int.first": np.array([0]),
+        }
+        model.graph.initializer.extend(numpy_helper.from_array(np.asarray(v), k) for k, v in shared.items())
+        nodes = []
+        for node in model.graph.node:
+            name = node.input[1] if node.op_type == "MatMul" else ""
+            if name not in tensors:
+                nodes.append(node)
+                continue
+            stored: Floats = numpy_helper.to_array(tensors[name], base_dir=str(directory)).T
+            weights[name] = _parts(stored, _parameters(source))
+            quantized = quantize_columns(stored)
+            arrays = {
+                f"{name}.q8c": quantized.values,
+                f"{name}.scales": quantized.scales,
+                f"{name}.flat": np.array([-1, stored.shape[1]]),
+                f"{name}.width": np.array([stored.shape[0]]),
+            }
+            nodes.extend(_integer_product(node.input[0], name, node.output[0]))
+            model.graph.initializer.remove(tensors[name])
+            model.graph.initializer.extend(numpy_helper.from_array(array, key) for key, array in arrays.items())
+        del model.graph.node[:]
+        model.graph.node.extend(nodes)
+
+    change_graph(directory, change, manifest={})
+    change_graph(directory, lambda _: None, manifest={"precision": "int8", "weights": weights})
+    return list(weights)
+
+
+def _integer_product(x: str, name: str, output: str) -> list[onnx.NodeProto]:
+    """The nodes of `x @ weight`, x being of any rank: [..., K]."""
+    chain = (
+        ("Reshape", [x, f"{name}.flat"], "flat", {}),  # [tokens, K]
+        ("Abs", ["flat"], "abs", {}),
+        ("ReduceMax", ["abs", "int.last"], "largest", {"keepdims": 0}),
+        ("Max", ["largest", "int.least"], "positive", {}),
+        ("Mul", ["positive", "int.inverse"], "step", {}),  # [tokens]
+        ("Shape", ["step"], "tokens", {}),
+        ("Expand", ["int.zero", "tokens"], "zeros", {}),
+        ("QuantizeLinear", ["flat", "step", "zeros"], "rounded", {"axis": 0}),
+        ("MatMulInteger", ["rounded", f"{name}.q8c", "int.zero"], "product", {}),
+        ("Cast", ["product"], "cast", {"to": onnx.TensorProto.FLOAT}),
+        ("Unsqueeze", ["step", "int.last"], "steps", {}),
+        ("Mul", ["cast", "steps"], "stepped", {}),
+        ("Mul", ["stepped", f"{name}.scales"], "scaled", {}),
+        ("Shape", [x], "whole", {}),
+        ("Slice", ["whole", "int.first", "int.last"], "outer", {}),
+        ("Concat", ["outer", f"{name}.width"], "shape", {"axis": 0}),
+        ("Reshape", ["scaled", "shape"], output, {}),
+    )
+    own = {result for _, _, result, _ in chain[:-1]}
+
+    def named(value: str) -> str:
+        return f"{name}/{value}" if value in own else value
+
+    return [
+        helper.make_node(operator, [named(value) for value in inputs], [named(result)], **attributes)
+        for operator, inputs, result, attributes in chain
+    ]
+
+
 def _share_head(model: onnx.ModelProto) -> None:
     """The embedding's rows are taken from the head's quantized tensors, by an operator that wants them flat."""
     head = next(node for node in reversed(model.graph.node) if node.op_type == "MatMulNBits")
@@ -135,6 +208,14 @@ def change_tensors(directory: Path, change: Callable[[dict[str, NDArray[np.gener
             tensor.CopyFrom(numpy_helper.from_array(arrays[tensor.name], tensor.name))
 
     change_graph(directory, work, manifest={})
+
+
+@cache
+def _parameters(source: Path) -> dict[str, Floats]:
+    """Every matrix of a model, as `[N, K]`."""
+    reference = TorchReference(str(source), None)
+    model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.float32)
+    return {name: reference.weight(name) for name, parameter in model.named_parameters() if parameter.ndim == 2}
 
 
 def _parts(stored: Floats, parameters: dict[str, Floats]) -> list[str]:

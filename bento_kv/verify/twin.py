@@ -22,8 +22,9 @@ from onnx import TensorProto, helper, numpy_helper
 from bento_kv.errors import VerificationError
 from bento_kv.manifest import Check, Manifest, sha256
 from bento_kv.onnx_file import nested_graphs
-from bento_kv.quantization import BlockWeights
+from bento_kv.quantization import BlockWeights, ColumnWeights
 from bento_kv.verify.checks import holds
+from bento_kv.verify.integers import Dataflow, IntegerProduct
 from bento_kv.verify.reference import WeightReference
 from bento_kv.verify.structure import fingerprint
 from bento_kv.verify.weights import WeightErrors, in_order_of
@@ -149,6 +150,7 @@ class _Graph:
     def write(self, file: Path) -> str:
         """Write the twin; its fingerprint."""
         graph = self._model.graph
+        self._products = self._integer_products()
         nodes = _used([new for node in graph.node for new in self._restored(node)], {v.name for v in graph.output})
         del graph.node[:], graph.value_info[:]
         graph.node.extend(nodes)
@@ -183,6 +185,8 @@ class _Graph:
     def _restored(self, node: onnx.NodeProto) -> list[onnx.NodeProto]:
         if node.op_type == "MatMulNBits":
             return self._float_matmul(node)
+        if node.output and node.output[0] in self._products:
+            return [self._float_product(node, self._products[node.output[0]])]
         return [self._float_gather(node)] if node.op_type == "GatherBlockQuantized" else [node]
 
     def _float_matmul(self, node: onnx.NodeProto) -> list[onnx.NodeProto]:
@@ -203,6 +207,34 @@ class _Graph:
         if bias:
             nodes.append(helper.make_node("Add", [output, bias], [node.output[0]]))
         return nodes
+
+    def _integer_products(self) -> dict[str, IntegerProduct]:
+        """By the name of the float product."""
+        flow = Dataflow(self._model.graph.node)
+        integers = [node for node in self._model.graph.node if node.op_type == "MatMulInteger"]
+        found = [flow.product_of(node, self._tensors) for node in integers]
+        for node, product in zip(integers, found, strict=True):
+            if product is None:
+                raise _NotReducible(f"{self._name}: what {node.name or node.output[0]} computes is not known here")
+        return {product.output: product for product in found if product is not None}
+
+    def _float_product(self, node: onnx.NodeProto, product: IntegerProduct) -> onnx.NodeProto:
+        """MatMul instead of the last node of what rounds activations and multiplies integers."""
+        name, dot, kind = product.weight.rpartition(".")
+        if not dot or kind != "q8c" or not product.scales.startswith(f"{name}.scales"):
+            raise _NotReducible(f"{self._name}: {product.weight} times {product.scales} is not one weight")
+        values = self._array(product.weight)
+        floats = self._floats.floats(name)
+        if values.dtype != np.int8 or values.shape != floats.T.shape:
+            raise _NotReducible(
+                f"{self._name}: {name} is {values.dtype} {list(values.shape)}, the reference's {list(floats.T.shape)}"
+            )
+        scales = np.broadcast_to(self._array(product.scales).astype(np.float32).reshape(-1), len(floats))
+        quantized = ColumnWeights(values.astype(np.int8, copy=False), scales)
+        floats = in_order_of(quantized, floats)
+        self._errors.see(name, floats, quantized)
+        columns = self._twin(f"{name}.columns", floats.T)
+        return helper.make_node("MatMul", [product.x, columns], list(node.output), name=node.name)
 
     def _float_gather(self, node: onnx.NodeProto) -> onnx.NodeProto:
         """Gather instead of GatherBlockQuantized: an embedding, which a head may share."""

@@ -19,7 +19,7 @@ from bento_kv.verify.parity import TorchReference
 from bento_kv.verify.proof import prove
 from bento_kv.verify.report import render
 from tests.damage import attention_nodes, change_graph, set_attribute
-from tests.quantized import blocks, change_tensors, coarse, quantize_decoder
+from tests.quantized import blocks, change_tensors, coarse, quantize_decoder, to_integers
 from tests.zoo import save_model
 
 Arrays = dict[str, NDArray[np.generic]]
@@ -97,6 +97,36 @@ def test_an_embedding_that_shares_the_quantized_head_is_proven(tmp_path: Path) -
     assert record.passed, render(record)
     model = onnx.load(tmp_path / "decoder" / "model.onnx", load_external_data=False)
     assert "GatherBlockQuantized" in {node.op_type for node in model.graph.node}
+
+
+def test_products_of_integers_are_proven_and_their_faults_are_found(tiny_source: Path, tmp_path: Path) -> None:
+    """Activations rounded to 8 bits by token, weights by output; law 2 holds for them to the bit."""
+    export(str(tiny_source), tmp_path / "decoder")
+    names = to_integers(tmp_path / "decoder", tiny_source)
+    record = _prove(tmp_path / "decoder", tiny_source)
+    assert record.passed, render(record)
+    measured = _checks(record)
+    assert 0 < (measured["prefill-logits"] or 0) < 1e-5
+    assert 0.003 < (measured["weights-int8"] or 0) < 0.01
+
+    def change(arrays: Arrays) -> None:
+        arrays[f"{names[1]}.scales"][5] *= 2  # type: ignore[operator]
+
+    shutil.copytree(tmp_path / "decoder", tmp_path / "scales")
+    change_tensors(tmp_path / "scales", change)
+    assert "weight-blocks-int8" in _failed(_prove(tmp_path / "scales", tiny_source))
+
+    def coarsen(model: onnx.ModelProto) -> None:
+        for node in model.graph.node:
+            if node.op_type == "Mul" and node.input[1] == "int.inverse":
+                node.input[1] = "int.coarse"
+        model.graph.initializer.append(onnx.numpy_helper.from_array(np.float32(1 / 3), "int.coarse"))
+
+    shutil.copytree(tmp_path / "decoder", tmp_path / "steps")
+    change_graph(tmp_path / "steps", coarsen, manifest={})
+    failed = _failed(_prove(tmp_path / "steps", tiny_source))
+    assert {"quality-kl-prefill", "quality-kl-decode"} <= failed
+    assert not failed & {"float-twin", "prefill-logits", "weights-int8"}
 
 
 def _swap(arrays: Arrays, one: str, other: str) -> None:
