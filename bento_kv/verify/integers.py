@@ -13,8 +13,9 @@ from dataclasses import dataclass
 
 import onnx
 
-# Operators that put elements elsewhere, or repeat them, and compute nothing.
-_MOVES = {"Expand", "Flatten", "Identity", "Reshape", "Squeeze", "Unsqueeze"}
+from bento_kv.verify.structure import RESHAPES
+
+_MOVES = {*RESHAPES, "Expand"}
 
 
 @dataclass(frozen=True, slots=True)

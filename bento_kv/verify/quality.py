@@ -16,8 +16,8 @@ Limits stand between what the bits cost a healthy small model and what too few b
 (pull request 6936) measured mean divergences of 0.0014 with 8 bits (q8_0), 0.005 with 6 (q6_K) and 0.03 with 4 (q4_K_M),
 and 0.0004, 0.003 and 0.03 for the logarithm of the perplexity's ratio; with 2 bits (q2_K) the latter is 0.45. Smaller
 models lose more, and any model more on text that it does not expect: the demo, of 1.6 million parameters, whose training
-text is nothing like these passages, diverges on them by 0.001 with 8 bits, 0.10 to 0.17 with 4 (by block size and
-method), 0.6 with 3 and 2.3 with 2. A random model, as tests have them, diverges little whatever is done to it: what is
+text is nothing like these passages, diverges on them by 0.001 with 8 bits, 0.07 to 0.17 with 4 (by block size and
+method), 0.5 with 3 and 2 with 2. A random model, as tests have them, diverges little whatever is done to it: what is
 proven there is proven by comparing weights and the float twin (`twin.py`).
 """
 

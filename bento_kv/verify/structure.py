@@ -1,4 +1,4 @@
-"""What a graph computes, as a fingerprint that names, the order of nodes and unused parts do not change."""
+"""What a graph computes, as a fingerprint that names, the order of nodes, unused parts and mere shapes do not change."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ import hashlib
 from collections.abc import Mapping
 
 import onnx
+
+# Operators that leave all elements in their order.
+RESHAPES = {"Flatten", "Identity", "Reshape", "Squeeze", "Unsqueeze"}
 
 
 def fingerprint(graph: onnx.GraphProto, known: Mapping[str, str]) -> str:
@@ -18,6 +21,9 @@ def fingerprint(graph: onnx.GraphProto, known: Mapping[str, str]) -> str:
     digests = {value.name: _digest("input", value.name) for value in graph.input}
     digests |= {name: _digest("tensor", content) for name, content in known.items()}
     for node in graph.node:
+        if node.op_type in RESHAPES:
+            digests[node.output[0]] = digests.get(node.input[0], node.input[0])
+            continue
         attributes = sorted(a.name + ":" + a.SerializeToString(deterministic=True).hex() for a in node.attribute)
         domain = "" if node.domain == "ai.onnx" else node.domain
         computed = _digest(domain, node.op_type, *attributes, *(digests.get(name, name) for name in node.input))
