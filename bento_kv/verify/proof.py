@@ -46,7 +46,9 @@ def prove(
     """Run the proof and write `verification.json`.
 
     It drives the decoder that serves, with the settings that serve, in both modes of exactness. A failing contract
-    ends it before anything runs, since the numbers would mean nothing. The engine relies on law 1 in mode `full`
+    ends it before anything runs, since the numbers would mean nothing. A quantized decoder is proven in two halves: its
+    float twin (`twin.py`) is compared with torch in its place, and its weights with torch's; then what it predicts must be
+    near enough (`quality.py`), and all that is proven by equality is proven of itself. The engine relies on law 1 in mode `full`
     (`cached-equals-uncached-full`) and on law 2 in both (`alone-equals-together-*`), so a machine whose kernels break
     one by a bit gets a record that says by how much, and has not passed.
 

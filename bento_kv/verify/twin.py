@@ -47,6 +47,7 @@ QUANTIZED = {
     "QuantizeLinear",
 }
 _ALIGNMENT = 4096
+_AT_ONCE = 1 << 22  # elements
 
 
 def make_twin(directory: Path, manifest: Manifest, reference: WeightReference, target: Path) -> list[Check]:
@@ -116,9 +117,10 @@ class _Floats:
             raise _NotReducible(f"the manifest does not say what {name} was made from")
         self.used.add(name)
         try:
-            return np.concatenate([self._reference.weight(source) for source in self._sources[name]])
+            parts = [self._reference.weight(source) for source in self._sources[name]]
         except VerificationError as error:
             raise _NotReducible(str(error)) from error
+        return np.concatenate(parts) if len(parts) > 1 else parts[0]
 
     def store(self, name: str, array: NDArray[np.generic]) -> TensorProto:
         """An initializer of that name with the array behind it; the same one if there is one already."""
@@ -129,7 +131,10 @@ class _Floats:
         tensor = TensorProto(name=name, data_type=kind, dims=array.shape, data_location=TensorProto.EXTERNAL)
         for key, value in (("location", TWIN_DATA), ("offset", self._data.tell()), ("length", array.nbytes)):
             tensor.external_data.add(key=key, value=str(value))
-        self._data.write(np.ascontiguousarray(array).tobytes())
+        rows = np.atleast_1d(array)
+        step = max(1, _AT_ONCE // max(1, rows[:1].size))
+        for first in range(0, len(rows), step):  # a large one is not copied as a whole, transposed as it may be
+            self._data.write(rows[first : first + step].tobytes())
         self._stored[name] = tensor
         return tensor
 
