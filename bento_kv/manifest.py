@@ -79,7 +79,7 @@ class Manifest(_Record):
         inputs, outputs: of the last graph.
         passes: what was done to the traced graph: how often each pass found what it looks for.
         weights: of each quantized weight, a matrix `[in_features, out_features]` in the graph's terms, the parameters of
-            the source that stand in it side by side, along out_features; empty in fp32.
+            the source that stand in it side by side, along out_features, as `name` or `name[first:last]`; empty in fp32.
         files: the sha256 of every file but the manifest and the verification record.
     """
 

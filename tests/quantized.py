@@ -97,7 +97,7 @@ def quantize_decoder(
     return list(weights)
 
 
-def to_integers(directory: Path, source: Path) -> list[str]:
+def to_integers(directory: Path, source: Path, *, embedding: bool = False) -> list[str]:
     """Make every MatMul of an fp32 decoder one of integers: weights of 8 bits by output, activations of 8 bits by token.
 
     Returns:
@@ -109,11 +109,11 @@ def to_integers(directory: Path, source: Path) -> list[str]:
         tensors = {tensor.name: tensor for tensor in model.graph.initializer}
         shared = {
             "int.zero": np.array(128, np.uint8),
+            "int.one": np.float32(1),
             "int.least": np.float32(1e-9),
             "int.inverse": np.float32(1 / 127),
-            "int.flat": np.array([-1, 0]),
+            "int.flat": np.array([-1]),
             "int.last": np.array([-1]),
-            "int.first": np.array([0]),
         }
         model.graph.initializer.extend(numpy_helper.from_array(np.asarray(v), k) for k, v in shared.items())
         nodes = []
@@ -126,16 +126,16 @@ def to_integers(directory: Path, source: Path) -> list[str]:
             weights[name] = _parts(stored, _parameters(source))
             quantized = quantize_columns(stored)
             arrays = {
-                f"{name}.q8c": quantized.values,
-                f"{name}.scales": quantized.scales,
-                f"{name}.flat": np.array([-1, stored.shape[1]]),
-                f"{name}.width": np.array([stored.shape[0]]),
+                f"{name}.q8": np.ascontiguousarray(quantized.values.T),
+                f"{name}.column_scales": quantized.scales,
             }
             nodes.extend(_integer_product(node.input[0], name, node.output[0]))
             model.graph.initializer.remove(tensors[name])
             model.graph.initializer.extend(numpy_helper.from_array(array, key) for key, array in arrays.items())
         del model.graph.node[:]
         model.graph.node.extend(nodes)
+        if embedding:
+            _look_up_integers(model, name)
 
     change_graph(directory, change, manifest={})
     change_graph(directory, lambda _: None, manifest={"precision": "int8", "weights": weights})
@@ -143,35 +143,54 @@ def to_integers(directory: Path, source: Path) -> list[str]:
 
 
 def _integer_product(x: str, name: str, output: str) -> list[onnx.NodeProto]:
-    """The nodes of `x @ weight`, x being of any rank: [..., K]."""
-    chain = (
-        ("Reshape", [x, f"{name}.flat"], "flat", {}),  # [tokens, K]
-        ("Abs", ["flat"], "abs", {}),
-        ("ReduceMax", ["abs", "int.last"], "largest", {"keepdims": 0}),
-        ("Max", ["largest", "int.least"], "positive", {}),
-        ("Mul", ["positive", "int.inverse"], "step", {}),  # [tokens]
-        ("Shape", ["step"], "tokens", {}),
-        ("Expand", ["int.zero", "tokens"], "zeros", {}),
-        ("QuantizeLinear", ["flat", "step", "zeros"], "rounded", {"axis": 0}),
-        ("MatMulInteger", ["rounded", f"{name}.q8c", "int.zero"], "product", {}),
-        ("Cast", ["product"], "cast", {"to": onnx.TensorProto.FLOAT}),
-        ("Unsqueeze", ["step", "int.last"], "steps", {}),
-        ("Mul", ["cast", "steps"], "stepped", {}),
-        ("Mul", ["stepped", f"{name}.scales"], "scaled", {}),
-        ("Shape", [x], "whole", {}),
-        ("Slice", ["whole", "int.first", "int.last"], "outer", {}),
-        ("Concat", ["outer", f"{name}.width"], "shape", {"axis": 0}),
-        ("Reshape", ["scaled", "shape"], output, {}),
+    """The nodes of `x @ weight`, x being [1, tokens, K], or [tokens, K] before the logits."""
+    ms = "com.microsoft"
+    chain: tuple[tuple[str, str, list[str], str, dict[str, object]], ...] = (
+        ("", "Abs", [x], "abs", {}),
+        ("", "ReduceMax", ["abs", "int.last"], "largest", {"keepdims": 1}),
+        ("", "Max", ["largest", "int.least"], "positive", {}),
+        ("", "Mul", ["positive", "int.inverse"], "steps", {}),  # [..., tokens, 1]
+        ("", "Reshape", ["steps", "int.flat"], "step", {}),
+        ("", "Shape", ["step"], "tokens", {}),
+        ("", "Expand", ["int.zero", "tokens"], "zeros", {}),
+        ("", "QuantizeLinear", [x, "step", "zeros"], "rounded", {"axis": 0 if output == "logits" else 1}),
+        ("", "Transpose", [f"{name}.q8"], "turned", {"perm": [1, 0]}),
+        (
+            ms,
+            "MatMulIntegerToFloat",
+            ["rounded", "turned", "int.one", f"{name}.column_scales", "int.zero"],
+            "product",
+            {},
+        ),
+        ("", "Mul", ["product", "steps"], output, {}),
     )
-    own = {result for _, _, result, _ in chain[:-1]}
+    own = {result for *_, result, _ in chain[:-1]}
 
     def named(value: str) -> str:
         return f"{name}/{value}" if value in own else value
 
     return [
-        helper.make_node(operator, [named(value) for value in inputs], [named(result)], **attributes)
-        for operator, inputs, result, attributes in chain
+        helper.make_node(operator, [named(value) for value in inputs], [named(result)], domain=domain, **attributes)
+        for domain, operator, inputs, result, attributes in chain
     ]
+
+
+def _look_up_integers(model: onnx.ModelProto, head: str) -> None:
+    """The embedding's rows are taken from the head's integers, and scaled."""
+    at, gather = next(
+        (i, n) for i, n in enumerate(model.graph.node) if n.op_type == "Gather" and "embed" in n.output[0]
+    )
+    ids = gather.input[1]
+    nodes = [
+        helper.make_node("Gather", [f"{head}.q8", ids], ["embed/rows"], axis=0),
+        helper.make_node("Cast", ["embed/rows"], ["embed/floats"], to=onnx.TensorProto.FLOAT),
+        helper.make_node("Gather", [f"{head}.column_scales", ids], ["embed/scales"], axis=0),
+        helper.make_node("Unsqueeze", ["embed/scales", "int.last"], ["embed/wide"]),
+        helper.make_node("Mul", ["embed/floats", "embed/wide"], list(gather.output)),
+    ]
+    rest = [*model.graph.node[:at], *nodes, *model.graph.node[at + 1 :]]
+    del model.graph.node[:]
+    model.graph.node.extend(rest)
 
 
 def _share_head(model: onnx.ModelProto) -> None:
@@ -179,11 +198,14 @@ def _share_head(model: onnx.ModelProto) -> None:
     head = next(node for node in reversed(model.graph.node) if node.op_type == "MatMulNBits")
     gather = next(node for node in model.graph.node if node.op_type == "Gather" and "embed" in node.output[0])
     settings = {a.name: a.i for a in head.attribute}
-    model.graph.initializer.append(numpy_helper.from_array(np.array([settings["N"], -1]), "head.flat_shape"))
-    flat = helper.make_node("Reshape", [head.input[1], "head.flat_shape"], ["head.flat"])
+    packed = next(tensor for tensor in model.graph.initializer if tensor.name == head.input[1])
+    rows = f"{head.input[2].removesuffix('.scales')}.rows"
+    model.graph.initializer.append(
+        numpy_helper.from_array(numpy_helper.to_array(packed).reshape(settings["N"], -1), rows)
+    )
     replaced = helper.make_node(
         "GatherBlockQuantized",
-        ["head.flat", gather.input[1], *head.input[2:]],
+        [rows, gather.input[1], *head.input[2:]],
         list(gather.output),
         domain="com.microsoft",
         bits=settings["bits"],
@@ -192,7 +214,6 @@ def _share_head(model: onnx.ModelProto) -> None:
         quantize_axis=1,
     )
     gather.CopyFrom(replaced)
-    model.graph.node.insert(0, flat)
 
 
 def change_tensors(directory: Path, change: Callable[[dict[str, NDArray[np.generic]]], None]) -> None:
@@ -200,7 +221,9 @@ def change_tensors(directory: Path, change: Callable[[dict[str, NDArray[np.gener
 
     def work(model: onnx.ModelProto) -> None:
         inside = [
-            tensor for tensor in model.graph.initializer if tensor.name.rpartition(".")[2].startswith(("q", "sc"))
+            tensor
+            for tensor in model.graph.initializer
+            if tensor.name.rpartition(".")[2] in ("q4", "q8", "scales", "column_scales")
         ]
         arrays = {tensor.name: numpy_helper.to_array(tensor).copy() for tensor in inside}
         change(arrays)
@@ -219,6 +242,13 @@ def _parameters(source: Path) -> dict[str, Floats]:
 
 
 def _parts(stored: Floats, parameters: dict[str, Floats]) -> list[str]:
-    """The parameters whose rows stand in a weight `[N, K]`, in whatever order; of the first row's parameter first."""
-    owners = {row.tobytes(): name for name, parameter in parameters.items() for row in parameter}
-    return list(dict.fromkeys(owners[np.ascontiguousarray(row).tobytes()] for row in stored))
+    """The parameters, or their outputs as `name[first:last]`, that stand in a weight `[N, K]` one after the other."""
+    owners = {row.tobytes(): (name, at) for name, parameter in parameters.items() for at, row in enumerate(parameter)}
+    found: list[tuple[str, int, int]] = []
+    for row in stored:
+        name, at = owners[np.ascontiguousarray(row).tobytes()]
+        if found and found[-1][0] == name and found[-1][2] == at:
+            found[-1] = (name, found[-1][1], at + 1)
+        else:
+            found.append((name, at, at + 1))
+    return [name if last - first == len(parameters[name]) else f"{name}[{first}:{last}]" for name, first, last in found]

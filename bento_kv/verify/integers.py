@@ -1,14 +1,20 @@
-"""Products of integers in a graph, recognized: activations of 8 bits times weights of 8 bits, scaled to floats again.
+"""What is computed with integers in a graph, recognized: weights of 8 bits with a scale for each output.
 
-    x ─ QuantizeLinear(step, zero) ─ MatMulInteger(weight, zero) ─ Cast ─ Mul by the step and by the weight's scales
+A product, its activations rounded to 8 bits with a step for each token:
 
-stands for `x @ weight`, rounded. What the step is computed from is no matter here: one that does not fit the activations
-shows in the quality of prefill positions (`quality.py`).
+    x ─ QuantizeLinear(step, zero) ─ MatMulIntegerToFloat(weight transposed, 1, scales, zero) ─ Mul(step)
+
+stands for `x @ weight`. What the step is computed from is no matter here: one that does not fit the activations shows in
+what the decoder predicts (`quality.py`). A lookup:
+
+    ids ─ Gather(weight) ─ Cast ─ Mul(Gather(scales, ids))
+
+stands for rows of the weight. In both, reshapes may stand between.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import onnx
@@ -19,20 +25,22 @@ _MOVES = {*RESHAPES, "Expand"}
 
 
 @dataclass(frozen=True, slots=True)
-class IntegerProduct:
-    """Names of what takes part.
+class Integers:
+    """Names of what takes part in a product or a lookup.
 
     Attributes:
-        x: the float activations.
-        weight: int8 `[K, N]`.
-        scales: of the weight.
-        output: the float product.
+        read: the float activations of a product, the ids of a lookup.
+        weight: int8 `[N, K]`.
+        scales: of its rows.
+        output: the floats.
+        factor: of a product, a number that it is multiplied by, and that has to be 1.
     """
 
-    x: str
+    read: str
     weight: str
     scales: str
     output: str
+    factor: str = ""
 
 
 class Dataflow:
@@ -47,51 +55,42 @@ class Dataflow:
 
     def source(self, name: str) -> str:
         """The value whose elements a value has."""
-        while (node := self._makers.get(name)) is not None and node.op_type in _MOVES:
+        while (node := self._maker(name, *_MOVES)) is not None:
             name = node.input[0]
         return name
 
-    def product_of(self, node: onnx.NodeProto, stored: Mapping[str, object]) -> IntegerProduct | None:
-        """What a MatMulInteger takes part in, None if it is not of the form above.
-
-        Args:
-            node: the MatMulInteger.
-            stored: the graph's initializers by name.
-        """
-        activations, weight, *zeros = node.input
-        rounding = self._makers.get(activations)
-        if rounding is None or rounding.op_type != "QuantizeLinear" or weight not in stored or len(zeros) != 1:
+    def product(self, node: onnx.NodeProto) -> Integers | None:
+        """What a MatMulIntegerToFloat takes part in, None if it is not of the form above."""
+        if len(node.input) != 5:
             return None
-        x, step, *offset = rounding.input
-        if [self.source(name) for name in offset] != [self.source(zeros[0])]:
+        values, turned, factor, scales, zero = node.input
+        rounding = self._maker(values, "QuantizeLinear")
+        transpose = self._maker(turned, "Transpose")
+        scaling = self._only_reader(node.output[0], "Mul")
+        if rounding is None or transpose is None or scaling is None or len(rounding.input) != 3:
             return None
-        scaled = self._scaled(node.output[0], self.source(step), stored)
-        return None if scaled is None else IntegerProduct(x, weight, *scaled)
+        x, step, offset = rounding.input
+        others = [self.source(name) for name in scaling.input if name != node.output[0]]
+        if self.source(offset) != self.source(zero) or others != [self.source(step)]:
+            return None
+        return Integers(x, transpose.input[0], scales, scaling.output[0], factor)
 
-    def _scaled(self, output: str, step: str, stored: Mapping[str, object]) -> tuple[str, str] | None:
-        """The scales by which, besides the step, an integer product is multiplied, and the result; each once."""
-        factors: list[str] = []
-        while len(factors) < 2:
-            reader = self._only_reader(output)
-            if reader is None or reader.op_type not in ("Cast", "Mul"):
-                return None
-            others = [name for name in reader.input if name != output]
-            if len(others) != (reader.op_type == "Mul"):
-                return None
-            factors += self._factors(others, step)
-            output = reader.output[0]
-        rest = [factor for factor in factors if factor != step]
-        return (rest[0], output) if len(factors) == 2 and len(rest) == 1 and rest[0] in stored else None
+    def lookup(self, node: onnx.NodeProto) -> Integers | None:
+        """What a Gather of integers takes part in, None if it is not of the form above."""
+        cast = self._only_reader(node.output[0], "Cast")
+        scaling = None if cast is None else self._only_reader(cast.output[0], "Mul")
+        if cast is None or scaling is None or any(attribute.i for attribute in node.attribute):  # of axis 0 only
+            return None
+        others = [self.source(name) for name in scaling.input if name != cast.output[0]]
+        gather = self._maker(others[0], "Gather") if len(others) == 1 else None
+        if gather is None or gather.input[1] != node.input[1] or any(attribute.i for attribute in gather.attribute):
+            return None
+        return Integers(node.input[1], node.input[0], gather.input[0], scaling.output[0])
 
-    def _factors(self, names: Sequence[str], step: str) -> list[str]:
-        """What is multiplied to get these values; the step is one factor, however it was computed."""
-        found = []
-        for name in map(self.source, names):
-            node = self._makers.get(name)
-            whole = name == step or node is None or node.op_type != "Mul"
-            found += [name] if node is None or whole else self._factors(node.input, step)
-        return found
+    def _maker(self, name: str, *operators: str) -> onnx.NodeProto | None:
+        node = self._makers.get(name)
+        return node if node is not None and node.op_type in operators else None
 
-    def _only_reader(self, name: str) -> onnx.NodeProto | None:
+    def _only_reader(self, name: str, operator: str) -> onnx.NodeProto | None:
         readers = self._readers.get(name, [])
-        return readers[0] if len(readers) == 1 else None
+        return readers[0] if len(readers) == 1 and readers[0].op_type == operator else None

@@ -122,7 +122,6 @@ def stages(
     exact_works = list(_against_torch(model, probes, effort))
     serving = [Work("export", "quality on text", quality), Work("loop", "golden prompts", remember)]
     whole = manifest.max_length
-    itself = list(_against_itself(probes, effort, limit))
     return [
         *(
             [Stage(decoder("batch", whole), [*exact_works, *serving])]
@@ -130,7 +129,13 @@ def stages(
             else [Stage(decoder("batch", whole, at=floats), exact_works), Stage(decoder("batch", whole), serving)]
         ),
         Stage(lambda: _open_graph(floats, threads), [Work("export", "long pasts", past)]),
-        *(Stage(decoder(exact, effort.slot_length), itself) for exact in _modes(manifest)),
+        *(
+            Stage(
+                decoder(exact, effort.slot_length),
+                list(_against_itself(probes, effort, limit, _apart(manifest, exact))),
+            )
+            for exact in _modes(manifest)
+        ),
         *(
             Stage(
                 decoder("batch", effort.slot_length, count),
@@ -143,6 +148,11 @@ def stages(
 
 def _modes(manifest: Manifest) -> tuple[Exactness, ...]:
     return ("full", "batch") if manifest.layout == "in-place" else ("batch",)
+
+
+def _apart(manifest: Manifest, exact: Exactness) -> bool:
+    """Whether prompts and what continues them go through different weights."""
+    return manifest.layout == "in-place" and len(manifest.graphs) > 1 and exact == "batch"
 
 
 def _open(directory: Path, exact: Exactness, threads: int, length: int) -> Decoder:
@@ -173,9 +183,9 @@ def _against_torch(model: NumericReference, probes: Probes, effort: Effort) -> I
     yield Work("loop", "greedy tokens", lambda d: check_greedy(d, model, probes.prompts, probes.greedy_steps))
 
 
-def _against_itself(probes: Probes, effort: Effort, rounding: float) -> Iterator[Work[Decoder]]:
+def _against_itself(probes: Probes, effort: Effort, rounding: float, apart: bool) -> Iterator[Work[Decoder]]:
     """The checks by equality, of either mode; reuse first, while there is a slot that nobody has used."""
     yield Work("loop", "slots used again", lambda d: check_reuse(d, probes.short))
-    yield Work("loop", "splits", lambda d: check_splits(d, probes.short, effort.walks, rounding))
+    yield Work("loop", "splits", lambda d: check_splits(d, probes.short, effort.walks, rounding, apart=apart))
     yield Work("loop", "neighbours", lambda d: check_neighbours(d, probes.short))
     yield Work("loop", "full slots", lambda d: check_full(d, effort.full_slots))

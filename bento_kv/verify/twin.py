@@ -10,9 +10,9 @@ floats again, must be close to those that took their place (`weights.py`), which
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Sequence
 from pathlib import Path
-from typing import IO
 
 import numpy as np
 import onnx
@@ -24,12 +24,12 @@ from bento_kv.manifest import Check, Manifest, sha256
 from bento_kv.onnx_file import nested_graphs
 from bento_kv.quantization import BlockWeights, ColumnWeights
 from bento_kv.verify.checks import holds
-from bento_kv.verify.integers import Dataflow, IntegerProduct
+from bento_kv.verify.floats import TWIN_DATA, FloatWeights, NotReducible
+from bento_kv.verify.integers import Dataflow, Integers
 from bento_kv.verify.reference import WeightReference
 from bento_kv.verify.structure import fingerprint
-from bento_kv.verify.weights import WeightErrors, in_order_of
+from bento_kv.verify.weights import WeightErrors
 
-TWIN_DATA = "twin.onnx.data"
 # Operators on quantized tensors; none may be left in a twin.
 QUANTIZED = {
     "BitLinear",
@@ -46,8 +46,8 @@ QUANTIZED = {
     "QMoE",
     "QuantizeLinear",
 }
-_ALIGNMENT = 4096
-_AT_ONCE = 1 << 22  # elements
+# Of quantized tensors, no other being of so few bits.
+_NARROW = {TensorProto.INT8, TensorProto.UINT8, TensorProto.INT4, TensorProto.UINT4}
 
 
 def make_twin(directory: Path, manifest: Manifest, reference: WeightReference, target: Path) -> list[Check]:
@@ -69,9 +69,9 @@ def make_twin(directory: Path, manifest: Manifest, reference: WeightReference, t
     errors = WeightErrors()
     try:
         with (target / TWIN_DATA).open("wb") as data:
-            floats = _Floats(manifest.weights, reference, data)
+            floats = FloatWeights(manifest.weights, reference, data)
             prints = [_Graph(directory, name, floats, errors).write(target / name) for name in manifest.graphs]
-    except _NotReducible as error:
+    except NotReducible as error:
         return [_twin_check([str(error)], errors)]
     except OSError as error:
         raise VerificationError(
@@ -97,52 +97,10 @@ def _twin_check(faults: list[str], errors: WeightErrors) -> Check:
     )
 
 
-class _NotReducible(Exception):
-    """The graph has something that the twin cannot be made of; the message says what."""
-
-
-class _Floats:
-    """The reference's weights as the twin's initializers, in one file for all graphs; each is written once."""
-
-    def __init__(self, sources: Mapping[str, Sequence[str]], reference: WeightReference, data: IO[bytes]) -> None:
-        self._sources = sources
-        self._reference = reference
-        self._data = data
-        self._stored: dict[str, TensorProto] = {}
-        self.used: set[str] = set()
-
-    def floats(self, name: str) -> NDArray[np.float32]:
-        """What a quantized weight was made from: `[N, K]`."""
-        if name not in self._sources:
-            raise _NotReducible(f"the manifest does not say what {name} was made from")
-        self.used.add(name)
-        try:
-            parts = [self._reference.weight(source) for source in self._sources[name]]
-        except VerificationError as error:
-            raise _NotReducible(str(error)) from error
-        return np.concatenate(parts) if len(parts) > 1 else parts[0]
-
-    def store(self, name: str, array: NDArray[np.generic]) -> TensorProto:
-        """An initializer of that name with the array behind it; the same one if there is one already."""
-        if name in self._stored:
-            return self._stored[name]
-        self._data.write(bytes(-self._data.tell() % _ALIGNMENT))
-        kind = helper.np_dtype_to_tensor_dtype(array.dtype)
-        tensor = TensorProto(name=name, data_type=kind, dims=array.shape, data_location=TensorProto.EXTERNAL)
-        for key, value in (("location", TWIN_DATA), ("offset", self._data.tell()), ("length", array.nbytes)):
-            tensor.external_data.add(key=key, value=str(value))
-        rows = np.atleast_1d(array)
-        step = max(1, _AT_ONCE // max(1, rows[:1].size))
-        for first in range(0, len(rows), step):  # a large one is not copied as a whole, transposed as it may be
-            self._data.write(rows[first : first + step].tobytes())
-        self._stored[name] = tensor
-        return tensor
-
-
 class _Graph:
     """One graph of the decoder, on its way to being a twin."""
 
-    def __init__(self, directory: Path, name: str, floats: _Floats, errors: WeightErrors) -> None:
+    def __init__(self, directory: Path, name: str, floats: FloatWeights, errors: WeightErrors) -> None:
         self._directory = directory
         self._name = name
         self._model = onnx.load(directory / name, format="protobuf", load_external_data=False)
@@ -155,15 +113,18 @@ class _Graph:
     def write(self, file: Path) -> str:
         """Write the twin; its fingerprint."""
         graph = self._model.graph
-        self._products = self._integer_products()
+        self._integers = self._found_integers()
         nodes = _used([new for node in graph.node for new in self._restored(node)], {v.name for v in graph.output})
         del graph.node[:], graph.value_info[:]
         graph.node.extend(nodes)
         left = sorted({n.op_type for g in nested_graphs(graph) for n in g.node} & QUANTIZED)
         if left:
-            raise _NotReducible(f"{self._name} has operators on quantized tensors that are not known here: {left}")
+            raise NotReducible(f"{self._name} has operators on quantized tensors that are not known here: {left}")
         read = {name for g in nested_graphs(graph) for node in g.node for name in node.input}
         kept = [self._kept(tensor) for tensor in graph.initializer if tensor.name in read]
+        integers = sorted(tensor.name for tensor in kept if tensor.data_type in _NARROW and math.prod(tensor.dims) > 1)
+        if integers:
+            raise NotReducible(f"{self._name} reads quantized tensors otherwise than is known here: {integers[0]}")
         del graph.initializer[:]
         graph.initializer.extend([*kept, *self._added])
         onnx.save(self._model, file)
@@ -183,15 +144,15 @@ class _Graph:
 
     def _array(self, name: str) -> NDArray[np.generic]:
         if name not in self._tensors:
-            raise _NotReducible(f"{self._name} computes {name}, which should be a stored tensor")
+            raise NotReducible(f"{self._name} computes {name}, which should be a stored tensor")
         array: NDArray[np.generic] = numpy_helper.to_array(self._tensors[name], base_dir=str(self._directory))
         return array
 
     def _restored(self, node: onnx.NodeProto) -> list[onnx.NodeProto]:
         if node.op_type == "MatMulNBits":
             return self._float_matmul(node)
-        if node.output and node.output[0] in self._products:
-            return [self._float_product(node, self._products[node.output[0]])]
+        if node.output and node.output[0] in self._integers:
+            return [self._float_integers(node, self._integers[node.output[0]])]
         return [self._float_gather(node)] if node.op_type == "GatherBlockQuantized" else [node]
 
     def _float_matmul(self, node: onnx.NodeProto) -> list[onnx.NodeProto]:
@@ -199,12 +160,12 @@ class _Graph:
         x, packed, scales, zero_points, groups, bias = [*node.input, "", "", ""][:6]
         settings = {a.name: a.i for a in node.attribute}
         if groups:
-            raise _NotReducible(
+            raise NotReducible(
                 f"{self._name}: {node.name} reads {groups}, an order of its inputs that is not known here"
             )
         name, floats = self._floats_of(node, packed, scales, zero_points, settings["bits"], settings["block_size"])
         if floats.shape != (settings["N"], settings["K"]):
-            raise _NotReducible(
+            raise NotReducible(
                 f"{self._name}: {name} is {list(floats.shape)} in the reference, not N and K of its node"
             )
         output = f"{node.output[0]}.without_bias" if bias else node.output[0]
@@ -213,33 +174,43 @@ class _Graph:
             nodes.append(helper.make_node("Add", [output, bias], [node.output[0]]))
         return nodes
 
-    def _integer_products(self) -> dict[str, IntegerProduct]:
-        """By the name of the float product."""
+    def _found_integers(self) -> dict[str, Integers]:
+        """Products and lookups of integers, by the name of the float value that they end in."""
         flow = Dataflow(self._model.graph.node)
-        integers = [node for node in self._model.graph.node if node.op_type == "MatMulInteger"]
-        found = [flow.product_of(node, self._tensors) for node in integers]
-        for node, product in zip(integers, found, strict=True):
-            if product is None:
-                raise _NotReducible(f"{self._name}: what {node.name or node.output[0]} computes is not known here")
-        return {product.output: product for product in found if product is not None}
+        found = {}
+        for node in self._model.graph.node:
+            if node.op_type == "MatMulIntegerToFloat":
+                integers = flow.product(node)
+            elif node.op_type == "Gather" and node.input[0] in self._tensors and self._is_int8(node.input[0]):
+                integers = flow.lookup(node)
+            else:
+                continue
+            if integers is None or (integers.factor and not (self._array(integers.factor) == 1).all()):
+                raise NotReducible(f"{self._name}: what {node.name or node.output[0]} computes is not known here")
+            found[integers.output] = integers
+        return found
 
-    def _float_product(self, node: onnx.NodeProto, product: IntegerProduct) -> onnx.NodeProto:
-        """MatMul instead of the last node of what rounds activations and multiplies integers."""
-        name, dot, kind = product.weight.rpartition(".")
-        if not dot or kind != "q8c" or not product.scales.startswith(f"{name}.scales"):
-            raise _NotReducible(f"{self._name}: {product.weight} times {product.scales} is not one weight")
-        values = self._array(product.weight)
+    def _is_int8(self, name: str) -> bool:
+        return bool(self._tensors[name].data_type == TensorProto.INT8)
+
+    def _float_integers(self, node: onnx.NodeProto, integers: Integers) -> onnx.NodeProto:
+        """MatMul or Gather instead of the last node of a product or a lookup."""
+        name = integers.weight.removesuffix(".q8")
+        if integers.weight != f"{name}.q8" or integers.scales != f"{name}.column_scales":
+            raise NotReducible(f"{self._name}: {integers.weight} times {integers.scales} is not one weight")
+        values, scales = self._array(integers.weight), self._array(integers.scales)
         floats = self._floats.floats(name)
-        if values.dtype != np.int8 or values.shape != floats.T.shape:
-            raise _NotReducible(
-                f"{self._name}: {name} is {values.dtype} {list(values.shape)}, the reference's {list(floats.T.shape)}"
+        if values.dtype != np.int8 or values.shape != floats.shape or scales.shape != floats.shape[:1]:
+            raise NotReducible(
+                f"{self._name}: {name} is {values.dtype} {list(values.shape)}, the reference's {list(floats.shape)}"
             )
-        scales = np.broadcast_to(self._array(product.scales).astype(np.float32).reshape(-1), len(floats))
-        quantized = ColumnWeights(values.astype(np.int8, copy=False), scales)
-        floats = in_order_of(quantized, floats)
+        quantized = ColumnWeights(values.astype(np.int8, copy=False).T, scales.astype(np.float32, copy=False))
         self._errors.see(name, floats, quantized)
-        columns = self._twin(f"{name}.columns", floats.T)
-        return helper.make_node("MatMul", [product.x, columns], list(node.output), name=node.name)
+        if integers.factor:
+            columns = self._twin(f"{name}.columns", floats.T)
+            return helper.make_node("MatMul", [integers.read, columns], list(node.output), name=node.name)
+        rows = self._twin(f"{name}.rows", floats)
+        return helper.make_node("Gather", [rows, integers.read], list(node.output), name=node.name, axis=0)
 
     def _float_gather(self, node: onnx.NodeProto) -> onnx.NodeProto:
         """Gather instead of GatherBlockQuantized: an embedding, which a head may share."""
@@ -247,7 +218,7 @@ class _Graph:
         settings = {"bits": 4, "block_size": 128, "gather_axis": 0, "quantize_axis": 1}
         settings |= {a.name: a.i for a in node.attribute}
         if settings["gather_axis"] != 0 or settings["quantize_axis"] not in (1, -1):
-            raise _NotReducible(f"{self._name}: {node.name} gathers columns, or shares scales along rows")
+            raise NotReducible(f"{self._name}: {node.name} gathers columns, or shares scales along rows")
         name, floats = self._floats_of(node, packed, scales, zero_points, settings["bits"], settings["block_size"])
         rows = self._twin(f"{name}.rows", floats)
         return helper.make_node("Gather", [rows, indices], list(node.output), name=node.name, axis=0)
@@ -256,23 +227,17 @@ class _Graph:
         self, node: onnx.NodeProto, packed: str, scales: str, zero_points: str, bits: int, size: int
     ) -> tuple[str, NDArray[np.float32]]:
         """The weight that a node reads, its name and the reference's floats `[N, K]`, the two having been compared."""
-        moved = {output: n.input[0] for n in self._model.graph.node if n.op_type == "Reshape" for output in n.output}
         name, dot, kind = scales.rpartition(".")
-        data = moved.get(packed, packed)
-        if (
-            not dot
-            or kind != "scales"
-            or not data.startswith(f"{name}.q{bits}")
-            or zero_points not in ("", f"{name}.zero_points")
-        ):
-            read = ", ".join(filter(None, (data, scales, zero_points)))
-            raise _NotReducible(f"{self._name}: {node.op_type} {node.name} reads {read}, which is not one weight")
+        known = packed in (f"{name}.q{bits}", f"{name}.rows") and zero_points in ("", f"{name}.zero_points")
+        if not dot or kind != "scales" or not known:
+            read = ", ".join(filter(None, (packed, scales, zero_points)))
+            raise NotReducible(f"{self._name}: {node.op_type} {node.name} reads {read}, which is not one weight")
         floats = self._floats.floats(name)
         rows, columns = floats.shape
         blocks = -(-columns // size)
         try:
             quantized = BlockWeights(
-                packed=self._array(data).reshape(rows, blocks, size * bits // 8).astype(np.uint8, copy=False),
+                packed=self._array(packed).reshape(rows, blocks, size * bits // 8).astype(np.uint8, copy=False),
                 scales=self._array(scales).reshape(rows, blocks).astype(np.float32, copy=False),
                 zero_points=self._array(zero_points).reshape(rows, -1).astype(np.uint8) if zero_points else None,
                 bits=bits,
@@ -280,8 +245,7 @@ class _Graph:
                 in_features=columns,
             )
         except ValueError as error:
-            raise _NotReducible(f"{self._name}: {name} is not {rows} x {columns}, the reference's: {error}") from error
-        floats = in_order_of(quantized, floats)
+            raise NotReducible(f"{self._name}: {name} is not {rows} x {columns}, the reference's: {error}") from error
         self._errors.see(name, floats, quantized)
         return name, floats
 

@@ -18,8 +18,6 @@ WEIGHT_LIMITS = {4: 0.3, 8: 0.05}
 # takes all 15 steps and 255 others vanish, it comes to 0.73. A scale that is twice too large comes to 1.
 BLOCK_LIMIT = 0.75
 _AT_ONCE = 1 << 20  # values
-_SAMPLED = 16
-_MOST_REORDERED = 1 << 14  # outputs; more has a vocabulary only, whose order is the tokenizer's
 
 
 @dataclass(slots=True)
@@ -66,32 +64,6 @@ class WeightErrors:
             text = "the same of values that share a scale"
             found.append(at_most(f"weight-blocks-int{bits}", worst.error, BLOCK_LIMIT, worst.describe(text)))
         return found
-
-
-def in_order_of(quantized: BlockWeights | ColumnWeights, floats: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The floats `[N, K]`, their outputs in the order in which the quantized weight has them.
-
-    The export may store outputs in another order than the model, that of an attention operator, and such an order is
-    found by looking for the nearest output. That is no leap of faith: what is found is compared with the reference once
-    more, as part of the twin. Where no order fits, the floats stay as they are.
-    """
-    rows = len(floats)
-    if rows > _MOST_REORDERED:
-        return floats
-    some = np.unique(np.linspace(0, rows - 1, _SAMPLED, dtype=int))
-    if (_nearest(np.concatenate([quantized.rows(row, row + 1).dequantize() for row in some]), floats) == some).all():
-        return floats
-    step = max(1, _AT_ONCE // rows)
-    pieces = [quantized.rows(at, at + step).dequantize() for at in range(0, rows, step)]
-    order = np.concatenate([_nearest(piece, floats) for piece in pieces])
-    return floats[order] if len(set(order.tolist())) == rows else floats
-
-
-def _nearest(some: NDArray[np.float32], floats: NDArray[np.float32]) -> NDArray[np.intp]:
-    """For each row the number of the floats' row that points in the most similar direction."""
-    norms = np.linalg.norm(floats, axis=1)
-    nearest: NDArray[np.intp] = (some @ floats.T / np.maximum(norms, np.finfo(np.float32).tiny)).argmax(axis=1)
-    return nearest
 
 
 def _squares(values: NDArray[np.float32], size: int) -> NDArray[np.float64]:

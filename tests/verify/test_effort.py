@@ -6,7 +6,7 @@ import pytest
 
 from bento_kv.manifest import LayerGeometry, Manifest, Source, TokenIds
 from bento_kv.verify.effort import LEAST_TEXTS, LEAST_WALKS, SEQUENCE, SHORT, WALKS, Effort
-from bento_kv.verify.exactness import SMALL, split_walks
+from bento_kv.verify.exactness import SMALL, _without_ones, split_walks
 from bento_kv.verify.passages import CONVERSATIONS, PASSAGES
 
 SLOTS = 17
@@ -76,3 +76,10 @@ def test_walks_split_the_whole_and_meet_every_size(total: int, head_dim: int, wa
     assert met >= {*(n for n in large if n < total), *(n for n in SMALL if n <= total // 8)}
     # Single tokens, which take another way through the graph, stand at many places.
     assert len({sum(s[:i]) for s in found for i, size in enumerate(s) if size == 1}) >= min(24, total // 6)
+
+
+@pytest.mark.parametrize("sizes", [[1, 1, 3, 1], [1], [1, 1], [5, 1, 1, 2], [2, 3]])
+def test_chunks_of_one_are_joined_to_others(sizes: list[int]) -> None:
+    joined = _without_ones(sizes)
+    assert sum(joined) == sum(sizes)
+    assert 1 not in joined or sizes == [1]

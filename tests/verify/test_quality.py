@@ -15,7 +15,7 @@ from bento_kv.tokenizer import Tokenizer
 from bento_kv.verify.effort import TEXT_LENGTH
 from bento_kv.verify.passages import CONVERSATIONS, PASSAGES
 from bento_kv.verify.quality import LIMITS, Divergence, Limits, probe_sequences
-from bento_kv.verify.weights import WeightErrors, in_order_of
+from bento_kv.verify.weights import WeightErrors
 from tests.quantized import blocks
 
 Floats = NDArray[np.float32]
@@ -149,13 +149,3 @@ def test_something_in_place_of_nothing_is_an_error() -> None:
     quantized = blocks(4, 32)(weight)
     weight[3, :32] = 0
     assert _errors(weight, quantized)["weight-blocks-int4"] is None  # infinite
-
-
-def test_an_order_is_found_and_none_is_invented() -> None:
-    weight = _weight()
-    quantized = blocks(4, 32)(weight)
-    order = np.random.default_rng(0).permutation(64)
-    assert np.array_equal(in_order_of(quantized, weight), weight)
-    assert np.array_equal(in_order_of(quantized, weight[order]), weight)
-    stranger = np.random.default_rng(1).normal(0, 0.1, weight.shape).astype(np.float32)
-    assert np.array_equal(in_order_of(quantized, stranger), stranger)

@@ -78,20 +78,27 @@ def test_graphs_that_differ_beside_their_quantization_have_none(
     assert "prefill.onnx and model.onnx compute different things" in check.explain
 
 
-def _twice(model: onnx.ModelProto) -> None:
-    """A product multiplied by its step twice."""
-    node = next(node for node in model.graph.node if node.output[0].endswith("/scaled"))
-    node.input[1] = node.output[0].replace("/scaled", "/steps")
+def _other_step(model: onnx.ModelProto) -> None:
+    """Rounded with one token's step, and multiplied by another's."""
+    first, second = [node for node in model.graph.node if node.op_type == "MatMulIntegerToFloat"][:2]
+    last = next(node for node in model.graph.node if second.output[0] in node.input)
+    last.input[1] = first.output[0].replace("/product", "/steps")
+
+
+def _factor(model: onnx.ModelProto) -> None:
+    node = next(node for node in model.graph.node if node.op_type == "MatMulIntegerToFloat")
+    model.graph.initializer.append(onnx.helper.make_tensor("other", onnx.TensorProto.FLOAT, [], [1.5]))
+    node.input[2] = "other"
 
 
 def _other_zero(model: onnx.ModelProto) -> None:
     """Rounded around 128, and multiplied as if around another number."""
-    node = next(node for node in model.graph.node if node.op_type == "MatMulInteger")
+    node = next(node for node in model.graph.node if node.op_type == "MatMulIntegerToFloat")
     model.graph.initializer.append(onnx.helper.make_tensor("other", onnx.TensorProto.UINT8, [], [127]))
-    node.input[2] = "other"
+    node.input[4] = "other"
 
 
-@pytest.mark.parametrize("change", [_twice, _other_zero])
+@pytest.mark.parametrize("change", [_other_step, _other_zero, _factor])
 def test_products_of_integers_of_another_form_have_none(
     change: Callable[[onnx.ModelProto], None], pair: Path, tiny_source: Path, tmp_path: Path
 ) -> None:
