@@ -75,11 +75,11 @@ class Manifest(_Record):
     """`manifest.json`.
 
     Attributes:
-        graphs: the ONNX files; where there are two, the first takes step 0 and the second all steps with a past.
+        graphs: the ONNX files; where there are two, the first takes prompts and the second continues them.
         inputs, outputs: of the last graph.
-        passes: what was done to the traced graph: how often each pass found what it looks for.
         weights: of each quantized weight, a matrix `[in_features, out_features]` in the graph's terms, the parameters of
             the source that stand in it side by side, along out_features, as `name` or `name[first:last]`; empty in fp32.
+        passes: what was done to the traced graph: how often each pass found what it looks for.
         files: the sha256 of every file but the manifest and the verification record.
     """
 
@@ -97,8 +97,8 @@ class Manifest(_Record):
     vocab_size: int
     max_length: int
     token_ids: TokenIds
-    passes: dict[str, int] = Field(default_factory=dict)
     weights: dict[str, tuple[str, ...]] = Field(default_factory=dict)
+    passes: dict[str, int] = Field(default_factory=dict)
     files: dict[str, str]
     versions: dict[str, str]
     created: str
