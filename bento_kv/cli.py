@@ -82,7 +82,13 @@ def _as_json(function: Callable[..., Any]) -> Callable[..., Any]:
 @main.command()
 @click.argument("source")
 @click.option("-o", "--output", "directory", required=True, type=click.Path(path_type=Path), help="Directory to write.")
-@click.option("--precision", type=click.Choice(["fp32"]), default="fp32", show_default=True, help="Of the weights.")
+@click.option(
+    "--precision",
+    type=click.Choice(["fp32", "int8", "int4"]),
+    default="fp32",
+    show_default=True,
+    help="Of the weights.",
+)
 @click.option("--max-length", type=int, help="Positions of a slot; the model's own limit unless set.")
 @click.option("--opset", type=int, help="ONNX opset of the graph.")
 @click.option("--force", is_flag=True, help="Replace the decoder that is there.")

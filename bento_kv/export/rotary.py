@@ -21,6 +21,7 @@ import torch
 _FUNCTION = "apply_rotary_pos_emb"
 # Of a component of the largest magnitude; the two only round differently.
 _TOLERANCE = 1e-5
+_MULTIPLE = 8  # of which the operator wants the number of pairs
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +67,8 @@ def recognise(
     for interleaved in (False, True):
         for columns in (slice(0, width // 2), slice(0, width, 2), slice(0, width)):
             form = Rotary(interleaved, columns)
-            if 2 * form.table(cos).shape[-1] > q.shape[-1]:
+            pairs = form.table(cos).shape[-1]
+            if 2 * pairs > q.shape[-1] or pairs % _MULTIPLE:
                 continue
             if all(_close(form.turn(x, cos, sin), y) for x, y in zip((q, k), turned, strict=True)):
                 return form

@@ -1,4 +1,4 @@
-"""One step of an in-place decoder. There is no other kind of step."""
+"""One step of an in-place decoder. There is no other kind of step, though two graphs may share the work."""
 
 from __future__ import annotations
 
@@ -6,20 +6,22 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import onnxruntime as ort
 from numpy.typing import NDArray
 
-from bento_kv.errors import DecoderError, ManifestError, first_line
-from bento_kv.manifest import MODEL_FILE, Manifest
+from bento_kv.errors import DecoderError, ManifestError
+from bento_kv.manifest import Manifest
 from bento_kv.plan import Exactness, StepPlan, StepRow
 from bento_kv.runtime.kv_cache import InPlaceCache
-from bento_kv.runtime.packed import packed_feeds
+from bento_kv.runtime.packed_session import PackedSession
 from bento_kv.runtime.plans import check_plan
 from bento_kv.runtime.session import open_session
 
 
 class OnnxDecoder:
-    """A decoder directory, loaded: a session, a cache, and `step`.
+    """A decoder directory, loaded: one session or two, a cache, and `step`.
+
+    Where there are two graphs, prompts go through the first and what continues them through the second, whatever the
+    load: which graph computes a token follows from the request alone.
 
     Args:
         directory: holds `manifest.json` and the graph.
@@ -51,6 +53,7 @@ class OnnxDecoder:
         self.manifest = Manifest.read(directory)
         if self.manifest.layout != "in-place":
             raise ManifestError(f"{directory} has the {self.manifest.layout} layout; this decoder takes in-place only")
+        vocab_size = self.manifest.vocab_size
         length = max_length or self.manifest.max_length
         if length > self.manifest.max_length:
             raise DecoderError(
@@ -58,11 +61,19 @@ class OnnxDecoder:
                 "exported for"
             )
         self.exact = exact
-        self._session = open_session(directory / MODEL_FILE, threads=threads, providers=providers)
         self.cache = InPlaceCache(self.manifest.layers, slots, length)
+        # In mode `full` one graph computes everything, since another's weights would give other bits.
+        files = self.manifest.graphs if exact == "batch" else self.manifest.graphs[-1:]
+        even = self.manifest.precision == "int4"
+        graphs = [
+            PackedSession(
+                open_session(directory / file, threads=threads, providers=providers), self.cache, vocab_size, even=even
+            )
+            for file in files
+        ]
+        self._prompts, self._continuations = graphs[0], graphs[-1]
         # How far each slot was ever written: reading beyond would mean keys that nobody computed.
         self._written = [0] * slots
-        self._bindings: dict[tuple[int, int], ort.IOBinding] = {}
 
     @property
     def slots(self) -> int:
@@ -101,40 +112,32 @@ class OnnxDecoder:
         return np.concatenate([by_slot[row.slot] for row in plan.rows])
 
     def _runs(self, rows: Sequence[StepRow]) -> list[list[StepRow]]:
-        """The plan's rows, in one run of the graph if possible.
+        """The plan's rows, in one run of a graph if possible.
 
-        The operator pads every row to the widest one and wants the padding to fit behind the row's past, though it
-        writes nothing there: a row near its slot's end cannot be in one run with a much wider one.
+        In mode `batch`, rows that continue and rows of prompts meet different graphs, perhaps, and those of one query
+        another kernel than others: none of them may share a run. And the operator pads every row to the widest one and
+        wants the padding to fit behind the row's past, though it writes nothing there: a row near its slot's end
+        cannot be in one run with a much wider one.
         """
         runs: list[list[StepRow]] = []
-        for row in sorted(rows, key=lambda row: len(row.tokens), reverse=True):
+        for row in sorted(rows, key=self._queries, reverse=True):
             for run in runs:
-                if row.start + self._queries(run[0]) <= self.cache.capacity:
+                if self._kind(row) == self._kind(run[0]) and row.start + self._queries(run[0]) <= self.cache.capacity:
                     run.append(row)
                     break
             else:
                 runs.append([row])
         return runs
 
+    def _kind(self, row: StepRow) -> tuple[bool, bool] | None:
+        return None if self.exact == "full" else (row.decodes, len(row.tokens) == 1)
+
     def _run(self, rows: Sequence[StepRow], displaced: int) -> NDArray[np.float32]:
-        """One run of the graph: logits `[sum(row.logits for row in rows), vocab_size]`, in the order of the rows."""
-        first = min(row.slot for row in rows)
-        last = max(row.slot for row in rows) + 1
-        binding = self._binding(first, last)
-        # Named, because a binding borrows the arrays' memory.
-        feeds = packed_feeds(rows, [self._queries(row) for row in rows], first, last, self.cache.capacity, displaced)
-        for name, array in feeds.items():
-            binding.bind_cpu_input(name, array)
-        binding.bind_output("logits", "cpu")
-        try:
-            self._session.run_with_iobinding(binding)
-        except Exception as error:  # onnxruntime's exceptions share no base class of their own
-            raise DecoderError(f"the runtime failed in a step: {first_line(error)}") from error
+        """One run of a graph: logits `[sum(row.logits for row in rows), vocab_size]`, in the order of the rows."""
+        graph = self._continuations if rows[0].decodes else self._prompts
+        logits = graph.run(rows, [self._queries(row) for row in rows], displaced)
         for row in rows:
             self._written[row.slot] = max(self._written[row.slot], row.start + len(row.tokens))
-        # Outputs come in the order of binding: the cache's were bound first, the logits last.
-        logits: NDArray[np.float32] = binding.get_outputs()[-1].numpy()
-        binding.bind_output("logits", "cpu")  # or the binding, which is kept, would keep these logits
         return logits
 
     def _queries(self, row: StepRow) -> int:
@@ -146,11 +149,3 @@ class OnnxDecoder:
         """
         n = len(row.tokens)
         return 1 if n == 1 and self.exact == "batch" else n + n % 2
-
-    def _binding(self, first: int, last: int) -> ort.IOBinding:
-        """The binding of a range of slots, made once: the buffers never move."""
-        if (first, last) not in self._bindings:
-            binding = self._session.io_binding()
-            self.cache.bind(binding, first, last)
-            self._bindings[first, last] = binding
-        return self._bindings[first, last]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import chain
 
 import numpy as np
 import onnxruntime as ort
@@ -16,48 +17,62 @@ from bento_kv.runtime.kv_cache import InPlaceCache
 
 
 def packed_feeds(
-    rows: Sequence[StepRow], queries: Sequence[int], first: int, last: int, capacity: int, displaced: int = 0
+    rows: Sequence[StepRow],
+    queries: Sequence[int],
+    first: int,
+    last: int,
+    capacity: int,
+    displaced: int = 0,
+    *,
+    even: bool = False,
 ) -> dict[str, NDArray[np.generic]]:
     """The graph's inputs but the cache.
 
     Args:
         rows: of the step.
-        queries: that each row is given: its tokens, the last one repeated if need be.
+        queries: that each row is given: its tokens, the last one once more if need be.
         first, last: the range of slots that is bound, `[first, last)`.
         capacity: positions of a slot's buffer.
         displaced: added to the tokens' positions, not to their places in the cache.
+        even: repeat the last token, and the last of the logits, where their number is odd. Nothing attends to the
+            copy, and it is not written; its logits come behind the others.
     """
-    tokens = sum(len(row.tokens) for row in rows)
-    width = max(queries)
-    ids = np.empty(tokens, np.int64)
-    positions = np.empty(tokens, np.int64)
-    scatter = np.empty(tokens, np.int64)
-    gather = np.zeros((last - first, width), np.int64)  # cells beyond a row's tokens are padding: any token does
-    counts = np.zeros(last - first, np.int32)  # 0 marks a slot that sits this step out
-    lengths = np.zeros(last - first, np.int32)
-    wanted: list[NDArray[np.int64]] = []
-    at = 0
-    for row, q in zip(rows, queries, strict=True):
-        n, r = len(row.tokens), row.slot - first
-        ids[at : at + n] = row.tokens
-        positions[at : at + n] = np.arange(row.start, row.start + n) + displaced
-        scatter[at : at + n] = np.arange(r * width, r * width + n)
-        gather[r, :n] = np.arange(at, at + n)
-        # A repeated token's key and value land one position further, where causality hides them from the row's own
-        # queries, and where the next token overwrites them.
-        gather[r, n:q] = at + n - 1
-        counts[r] = q
-        lengths[r] = row.start + q - 1
-        wanted.append(np.arange(at + n - row.logits, at + n))
-        at += n
+    # By row.
+    slots = np.array([row.slot - first for row in rows])
+    starts = np.array([row.start for row in rows])
+    counts = np.array([len(row.tokens) for row in rows])
+    given = np.array(queries)
+    ends = np.cumsum(counts)
+    width = int(given.max())
+    # By token.
+    own = np.repeat(np.arange(len(rows)), counts)
+    within = np.arange(ends[-1]) - (ends - counts)[own]
+    # Cells beyond a row's tokens are padding: any token does.
+    gather = np.zeros((last - first, width), np.int64)
+    gather[slots[own], within] = np.arange(ends[-1])
+    # A repeated token's key and value land one position further, where causality hides them from the row's own
+    # queries, and where the next token overwrites them.
+    (repeated,) = np.nonzero(given > counts)
+    gather[slots[repeated], counts[repeated]] = ends[repeated] - 1
+    query_seqlens = np.zeros(last - first, np.int32)  # 0 marks a slot that sits this step out
+    query_seqlens[slots] = given
+    seqlens_k = np.zeros(last - first, np.int32)
+    seqlens_k[slots] = starts + given - 1
+    wanted = np.array([row.logits for row in rows])
+    asking = np.repeat(np.arange(len(rows)), wanted)
+    by_token = {
+        "input_ids": np.fromiter(chain.from_iterable(row.tokens for row in rows), np.int64, ends[-1]),
+        "position_ids": starts[own] + within + displaced,
+        "scatter_index": slots[own] * width + within,
+        "logits_index": np.arange(len(asking)) + (ends - np.cumsum(wanted))[asking],
+    }
+    if even:
+        by_token = {name: np.append(array, array[-1:]) if len(array) % 2 else array for name, array in by_token.items()}
     return {
-        "input_ids": ids,
-        "position_ids": positions,
+        **by_token,
         "gather_index": gather,
-        "scatter_index": scatter,
-        "logits_index": np.concatenate(wanted),
-        "seqlens_k": lengths,
-        "query_seqlens": counts,
+        "seqlens_k": seqlens_k,
+        "query_seqlens": query_seqlens,
         "total_sequence_length": np.array(capacity, np.int32),
     }
 

@@ -10,18 +10,19 @@ from onnx_ir.passes import common
 from bento_kv.export.graph.activations import fuse_silu
 from bento_kv.export.graph.layout import address_cells, choose_tokens_once
 from bento_kv.export.graph.norms import skip_norms
-from bento_kv.export.graph.projections import fold_transposes, pack_attention_inputs
+from bento_kv.export.graph.origins import Origins
+from bento_kv.export.graph.projections import pack_attention_inputs, plain_products
 from bento_kv.export.graph.rotary import rotate_in_attention, tabulate_rotary
 
 
-def optimize(model: ir.Model, max_length: int) -> dict[str, int]:
+def optimize(model: ir.Model, max_length: int, origins: Origins) -> dict[str, int]:
     """All passes, in order; the model is changed in place. Returns how often each of them found what it looks for."""
     done: dict[str, int] = {}
     for name, step in (
         ("rotate_in_attention", partial(rotate_in_attention, max_length=max_length)),
         ("tabulate_rotary", partial(tabulate_rotary, max_length=max_length)),
-        ("fold_transposes", fold_transposes),
-        ("pack_attention_inputs", pack_attention_inputs),
+        ("plain_products", plain_products),
+        ("pack_attention_inputs", partial(pack_attention_inputs, origins=origins)),
         ("address_cells", address_cells),
         ("choose_tokens_once", choose_tokens_once),
         ("skip_norms", skip_norms),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 import onnx_ir as ir
 
@@ -23,24 +25,41 @@ def address_cells(model: ir.Model) -> int:
             continue
         flat = only_user(node.outputs[0], "Reshape")
         scattered = None if flat is None else only_user(flat.outputs[0], "GatherND")
-        back = None if scattered is None else only_user(scattered.outputs[0], "Reshape")
         gather = producer(node.inputs[0], "GatherND")
-        if back is None or gather is None or back.outputs[0].shape is None or len(back.outputs[0].shape) != 3:
+        if scattered is None or gather is None:
             continue
         pairs = pairs or _pairs(model)
-        cells, places = pairs
+        back = only_user(scattered.outputs[0], "Reshape")
+        batched = back is not None and back.outputs[0].shape is not None and len(back.outputs[0].shape) == 3
+        last = back if back is not None and batched else scattered
+        places = pairs.batched_places if batched else pairs.places
         out = ir.node("GatherND", [node.outputs[0], places], {"batch_dims": 0}, name=f"{node.name}/out")
-        stand_in(model, back, [out], [(back.outputs[0], out.outputs[0])])
+        stand_in(model, last, [out], [(last.outputs[0], out.outputs[0])])
         squeeze = producer(gather.inputs[0], "Squeeze")
         if squeeze is not None:
             gather.replace_input_with(0, squeeze.inputs[0])
-            gather.replace_input_with(1, cells)
+            gather.replace_input_with(1, pairs.cells)
         count += 1
     return count
 
 
-def _pairs(model: ir.Model) -> tuple[ir.Value, ir.Value]:
-    """Indices `[rows, width, 2]` of each cell's token in `[1, tokens, N]`, and `[1, tokens, 2]` of each token's cell."""
+@dataclass(frozen=True, slots=True)
+class _Pairs:
+    """Where things are.
+
+    Attributes:
+        cells: `[rows, width, 2]` of each cell its token in `[1, tokens, N]`.
+        places: `[tokens, 2]` of each token its cell in `[rows, width, N]`.
+        batched_places: the same, `[1, tokens, 2]`.
+    """
+
+    cells: ir.Value
+    places: ir.Value
+    batched_places: ir.Value
+
+
+def _pairs(model: ir.Model) -> _Pairs:
+    """Compute them, at the beginning of the graph."""
     gather, scatter = input_named(model, "gather_index"), input_named(model, "scatter_index")
     zero = constant(model, "cells.zero", np.array(0, np.int64))
     last = constant(model, "cells.last", np.array([-1], np.int64))
@@ -58,7 +77,7 @@ def _pairs(model: ir.Model) -> tuple[ir.Value, ir.Value]:
     batched = ir.node("Unsqueeze", [places.outputs[0], first], name="cells/places")
     nodes = [width, none, *ends, cells, row, column, *parts, places, batched]
     model.graph.insert_before(model.graph[0], nodes)
-    return cells.outputs[0], batched.outputs[0]
+    return _Pairs(cells.outputs[0], places.outputs[0], batched.outputs[0])
 
 
 def choose_tokens_once(model: ir.Model) -> int:
@@ -92,9 +111,9 @@ def choose_tokens_once(model: ir.Model) -> int:
     ir.convenience.replace_all_uses_with(chain, chosen.outputs[0])
     before = drop.inputs[0]
     name = logits.name
-    shape, dtype = logits.shape, logits.dtype
+    shape, kind = logits.shape, logits.type
     logits.name = f"{name}.dropped"
     model.graph.outputs[0] = before
-    before.name, before.shape, before.dtype = name, shape, dtype
+    before.name, before.shape, before.type = name, shape, kind
     model.graph.remove(drop, safe=True)
     return 1

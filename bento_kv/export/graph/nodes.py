@@ -49,8 +49,11 @@ def stand_in(model: ir.Model, old: ir.Node, new: list[ir.Node], outputs: list[tu
     """Put new nodes before an old one and let their outputs be read instead of others; `(old value, new value)`."""
     model.graph.insert_before(old, new)
     for before, after in outputs:
-        after.shape, after.dtype = before.shape, before.dtype
-        ir.convenience.replace_all_uses_with(before, after)
+        if before.dtype is not None:
+            after.shape, after.dtype = before.shape, before.dtype
+        if before.is_graph_output():
+            before.name, after.name = f"{before.name}.before", before.name
+        ir.convenience.replace_all_uses_with(before, after, replace_graph_outputs=True)
 
 
 def attribute(node: ir.Node, name: str, default: Any) -> Any:

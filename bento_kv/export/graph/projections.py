@@ -9,7 +9,8 @@ import onnx_ir as ir
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from bento_kv.export.graph.nodes import array_of, attribute, constant, producer, stand_in
+from bento_kv.export.graph.nodes import array_of, attribute, constant, only_user, producer, stand_in
+from bento_kv.export.graph.origins import Origins
 
 # Nodes that put elements elsewhere and compute nothing.
 _MOVES = frozenset({"Reshape", "Transpose", "Split", "Slice", "Concat", "Unsqueeze", "Squeeze", "Identity"})
@@ -56,6 +57,41 @@ def linear(value: ir.Value) -> Linear | None:
     return Linear(node.inputs[0], weight, bias, value)
 
 
+def plain_products(model: ir.Model) -> int:
+    """Gemm with constant weights as MatMul and Add, without the reshapes to two axes and back. Returns their number.
+
+    All linear layers are of one form then, for the passes that follow.
+    """
+    count = 0
+    for node in list(model.graph):
+        if node.op_type != "Gemm" or [attribute(node, key, 1.0) for key in ("alpha", "beta")] != [1.0, 1.0]:
+            continue
+        weight = array_of(node.inputs[1])
+        if weight is None or node.inputs[1] is None or attribute(node, "transA", 0):
+            continue
+        right = node.inputs[1]
+        if attribute(node, "transB", 0):
+            right = constant(model, f"{right.name}.transposed", weight.T)
+        flatten, unflatten = producer(node.inputs[0], "Reshape"), only_user(node.outputs[0], "Reshape")
+        x, replaced = node.inputs[0], node
+        if flatten is not None and unflatten is not None and _batched(flatten.inputs[0], unflatten.outputs[0]):
+            x, replaced = flatten.inputs[0], unflatten
+        nodes = [ir.node("MatMul", [x, right], name=f"{node.name}/MatMul")]
+        if len(node.inputs) > 2 and node.inputs[2] is not None:
+            nodes.append(ir.node("Add", [nodes[0].outputs[0], node.inputs[2]], name=f"{node.name}/Add"))
+        stand_in(model, replaced, nodes, [(replaced.outputs[0], nodes[-1].outputs[0])])
+        count += 1
+    return count
+
+
+def _batched(*values: ir.Value | None) -> bool:
+    """Whether all are `[1, tokens, width]`."""
+    return all(
+        value is not None and value.shape is not None and len(value.shape) == 3 and value.shape[0] == 1
+        for value in values
+    )
+
+
 def fold_transposes(model: ir.Model) -> int:
     """Transpose constant weights here, not at every load. Returns their number."""
     count = 0
@@ -72,7 +108,7 @@ def fold_transposes(model: ir.Model) -> int:
     return count
 
 
-def pack_attention_inputs(model: ir.Model) -> int:
+def pack_attention_inputs(model: ir.Model, origins: Origins) -> int:
     """One linear layer for queries, keys and values, its columns in the order that the attention operator wants.
 
     Between the linear layers and the operator, elements are only put elsewhere (split, sliced, transposed by heads,
@@ -96,7 +132,7 @@ def pack_attention_inputs(model: ir.Model) -> int:
         order = _order(model, packed, linears)
         if order is None:
             continue
-        merged = _merge(model, linears, order, f"layers.{count}.attention.qkv")
+        merged = _merge(model, linears, order, f"layers.{count}.attention.qkv", origins)
         squeeze = ir.node("Squeeze", [merged[-1].outputs[0], _axis_zero(model)], name=f"layers.{count}/Squeeze")
         stand_in(model, gather, [*merged, squeeze], [])
         gather.replace_input_with(0, squeeze.outputs[0])
@@ -148,16 +184,19 @@ def _order(model: ir.Model, packed: ir.Value, linears: list[Linear]) -> NDArray[
     return order
 
 
-def _merge(model: ir.Model, linears: list[Linear], order: NDArray[np.int64] | None, name: str) -> list[ir.Node]:
-    """The nodes of one linear layer in place of several; the last one's output is its."""
-    weights = np.concatenate([_array(each.weight) for each in linears], axis=1)
-    weight = constant(model, f"{name}.weight", weights if order is None else weights[:, order])
+def _merge(
+    model: ir.Model, linears: list[Linear], order: NDArray[np.int64], name: str, origins: Origins
+) -> list[ir.Node]:
+    """The nodes of one linear layer in place of several, its columns in that order; the last one's output is its."""
+    weights = [_array(each.weight) for each in linears]
+    weight = constant(model, f"{name}.weight", np.concatenate(weights, axis=1)[:, order])
+    origins.merge(str(weight.name), weights, order)
     nodes = [ir.node("MatMul", [linears[0].x, weight], name=f"{name}/MatMul")]
     if any(each.bias is not None for each in linears):
         biases = np.concatenate(
             [np.zeros(each.width, np.float32) if each.bias is None else _array(each.bias) for each in linears]
         )
-        bias = constant(model, f"{name}.bias", biases if order is None else biases[order])
+        bias = constant(model, f"{name}.bias", biases[order])
         nodes.append(ir.node("Add", [nodes[0].outputs[0], bias], name=f"{name}/Add"))
     return nodes
 
@@ -166,8 +205,3 @@ def _array(value: ir.Value) -> NDArray[np.float32]:
     array = array_of(value)
     assert array is not None
     return array
-
-
-def is_last_axis(node: ir.Node, rank: int) -> bool:
-    """Whether a node works on the last axis."""
-    return attribute(node, "axis", -1) in (-1, rank - 1)

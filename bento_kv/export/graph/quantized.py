@@ -1,0 +1,288 @@
+"""Graphs with quantized weights: each float MatMul of constant weights is replaced, and nothing else changes.
+
+Two kinds of arithmetic. *Blocks*: weights of 4 or 8 bits with a scale for each block of inputs (com.microsoft
+MatMulNBits, int8 activations by block), which reads the fewest bytes for few tokens. *Columns*: int8 weights with a scale
+for each output and uint8 activations with a scale for each token (MatMulInteger), which computes fastest for many. Both
+give a token the same bits whatever tokens share the step: no scale is shared between tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from bento_kv.export.graph.nodes import array_of, constant, only_user, stand_in
+from bento_kv.export.graph.origins import Origins
+from bento_kv.export.quantize import Method, quantize_blocks, quantize_columns
+
+# A weight that chooses experts decides too much for what it weighs; it is told by what follows.
+_CHOICE = "TopK"
+_HOPS = 4
+_LEAST_WIDTH = 32
+INT8_ACTIVATIONS = 4  # MatMulNBits' accuracy_level
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Quantization:
+    """How weights are stored.
+
+    Attributes:
+        bits: of the layers' weights, 4 or 8.
+        block_size: inputs that share a scale.
+        symmetric: without zero points.
+        method: see `export.quantize`.
+        head_bits: of the weights that make the logits, and of the embedding where they are tied.
+    """
+
+    bits: int = 4
+    block_size: int = 64
+    symmetric: bool = True
+    method: Method = "search"
+    head_bits: int = 8
+
+
+@dataclass(slots=True)
+class Weights:
+    """The float weights of a graph that are quantized: found once, stored as each graph wants them.
+
+    Attributes:
+        origins: of each by name, as the manifest records them.
+        head: name of the weight that makes the logits, if it is among them.
+    """
+
+    floats: dict[str, NDArray[np.float32]]  # [K, N]
+    origins: dict[str, tuple[str, ...]]
+    head: str | None
+    _stored: dict[tuple[str, str], dict[str, NDArray[np.generic]]] = field(default_factory=dict)
+
+    @classmethod
+    def find(cls, model: ir.Model, origins: Origins) -> Weights:
+        """All weights of MatMuls that are worth it and known to the model."""
+        floats, known, head = {}, {}, None
+        last = _last_matmul(model)
+        for node in _matmuls(model):
+            value = node.inputs[1]
+            array = array_of(value)
+            if value is None or array is None or min(array.shape) < _LEAST_WIDTH or _chooses(node):
+                continue
+            name = str(value.name)
+            if name not in floats and (parts := origins.of(name, array)) is not None:
+                if len(parts) == 1 and parts[0] not in model.graph.initializers:
+                    name = value.name = parts[0]  # the tracer numbered it
+                floats[name], known[name] = array, parts
+            if node is last and name in floats:
+                head = name
+        return cls(floats, known, head)
+
+    def stored(
+        self, name: str, kind: str, make: Callable[[NDArray[np.float32]], dict[str, NDArray[np.generic]]]
+    ) -> dict[str, NDArray[np.generic]]:
+        """A weight's arrays in one form; made once, so that graphs can share them."""
+        key = (name, kind)
+        if key not in self._stored:
+            self._stored[key] = make(self.floats[name])
+        return self._stored[key]
+
+
+def use_blocks(model: ir.Model, weights: Weights, how: Quantization) -> None:
+    """MatMulNBits for every weight."""
+    for node in _matmuls(model):
+        name = _name(node)
+        if name in weights.floats:
+            _block_matmul(model, node, weights, how, how.head_bits if name == weights.head else how.bits)
+    _embed_from_blocks(model, weights, how)
+
+
+def use_columns(model: ir.Model, weights: Weights, how: Quantization, *, head: bool) -> None:
+    """int8 by column, activations by token, for every weight.
+
+    Args:
+        model: changed in place.
+        weights: of the graph.
+        how: of the head, where it stays in blocks.
+        head: the head, too. In a graph for prompts few tokens meet it, and it can be shared with another graph's.
+    """
+    quantized: dict[ir.Value, tuple[ir.Value, ir.Value]] = {}
+    for node in _matmuls(model):
+        name = _name(node)
+        if name == weights.head and not head:
+            _block_matmul(model, node, weights, how, how.head_bits)
+        elif name in weights.floats:
+            _column_matmul(model, node, weights, quantized)
+    if head:
+        _embed_from_columns(model, weights)
+    else:
+        _embed_from_blocks(model, weights, how)
+
+
+def _matmuls(model: ir.Model) -> list[ir.Node]:
+    return [node for node in model.graph if node.op_type == "MatMul"]
+
+
+def _name(node: ir.Node) -> str:
+    value = node.inputs[1]
+    return "" if value is None else str(value.name)
+
+
+def _last_matmul(model: ir.Model) -> ir.Node | None:
+    nodes = _matmuls(model)
+    return nodes[-1] if nodes else None
+
+
+def _chooses(node: ir.Node) -> bool:
+    """Whether a choice of the largest follows soon."""
+    frontier = [node]
+    for _ in range(_HOPS):
+        frontier = [usage.node for each in frontier for output in each.outputs for usage in output.uses()]
+        if any(each.op_type == _CHOICE for each in frontier):
+            return True
+    return False
+
+
+def _initializer(model: ir.Model, name: str, array: NDArray[np.generic]) -> ir.Value:
+    return model.graph.initializers.get(name) or constant(model, name, array)
+
+
+def _block_matmul(model: ir.Model, node: ir.Node, weights: Weights, how: Quantization, bits: int) -> None:
+    name = _name(node)
+    arrays = weights.stored(name, f"q{bits}", lambda floats: _blocks(floats, bits, how))
+    columns, outputs = weights.floats[name].shape
+    inputs: list[ir.Value | None] = [node.inputs[0]]
+    inputs += [_initializer(model, f"{name}.{part}", array) for part, array in arrays.items()]
+    replaced = node
+    add = only_user(node.outputs[0], "Add")
+    bias = None if add is None else next((v for v in add.inputs if v is not None and v.const_value is not None), None)
+    if add is not None and bias is not None and bias.shape is not None and list(bias.shape) == [outputs]:
+        inputs += [None] * (5 - len(inputs)) + [bias]
+        replaced = add
+    settings = {"K": columns, "N": outputs, "bits": bits, "block_size": how.block_size}
+    attributes = [ir.AttrInt64(key, value) for key, value in settings.items()]
+    attributes.append(ir.AttrInt64("accuracy_level", INT8_ACTIVATIONS))
+    product = ir.Node("com.microsoft", "MatMulNBits", inputs, attributes, name=f"{name}/MatMulNBits")
+    stand_in(model, replaced, [product], [(replaced.outputs[0], product.outputs[0])])
+
+
+def _blocks(floats: NDArray[np.float32], bits: int, how: Quantization) -> dict[str, NDArray[np.generic]]:
+    made = quantize_blocks(
+        np.ascontiguousarray(floats.T),
+        bits=bits,
+        block_size=how.block_size,
+        symmetric=how.symmetric,
+        method=how.method,
+    )
+    arrays: dict[str, NDArray[np.generic]] = {f"q{bits}": made.packed, "scales": made.scales}
+    if made.zero_points is not None:
+        arrays["zero_points"] = made.zero_points
+    return arrays
+
+
+def _column_matmul(
+    model: ir.Model, node: ir.Node, weights: Weights, quantized: dict[ir.Value, tuple[ir.Value, ir.Value]]
+) -> None:
+    name, x = _name(node), node.inputs[0]
+    assert x is not None
+    if x not in quantized:
+        quantized[x] = _quantize_tokens(model, node, x)
+    values, scales = quantized[x]
+    arrays = weights.stored(name, "q8", _columns)
+    weight, column_scales = (_initializer(model, f"{name}.{part}", array) for part, array in arrays.items())
+    # Stored by output, as an embedding needs it; the runtime turns it round once, when it loads the graph.
+    turned = ir.node("Transpose", [weight], {"perm": [1, 0]}, name=f"{name}/Transpose")
+    product = ir.Node(
+        "com.microsoft",
+        "MatMulIntegerToFloat",
+        [
+            values,
+            turned.outputs[0],
+            _scalar(model, "one", np.float32(1)),
+            column_scales,
+            _scalar(model, "zero", np.uint8(128)),
+        ],
+        name=f"{name}/MatMulInteger",
+    )
+    scaled = ir.node("Mul", [product.outputs[0], scales], name=f"{name}/scale")
+    stand_in(model, node, [turned, product, scaled], [(node.outputs[0], scaled.outputs[0])])
+
+
+def _columns(floats: NDArray[np.float32]) -> dict[str, NDArray[np.generic]]:
+    made = quantize_columns(np.ascontiguousarray(floats.T))
+    return {"q8": np.ascontiguousarray(made.values.T), "column_scales": made.scales}
+
+
+def _quantize_tokens(model: ir.Model, before: ir.Node, x: ir.Value) -> tuple[ir.Value, ir.Value]:
+    """x `[..., tokens, K]` as uint8 around 128, and each token's scale `[..., tokens, 1]`."""
+    axes = _scalar(model, "last_axis", np.array([-1], np.int64))
+    flat = _scalar(model, "flat", np.array([-1], np.int64))
+    largest = ir.node("ReduceMax", [x, axes], {"keepdims": 1}, name=f"{x.name}/max")
+    smallest = ir.node("ReduceMin", [x, axes], {"keepdims": 1}, name=f"{x.name}/min")
+    negated = ir.node("Neg", [smallest.outputs[0]], name=f"{x.name}/neg")
+    # A token of zeros must not be divided by zero.
+    least = _scalar(model, "least", np.float32(1e-20))
+    magnitude = ir.node("Max", [largest.outputs[0], negated.outputs[0], least], name=f"{x.name}/magnitude")
+    scale = ir.node("Mul", [magnitude.outputs[0], _scalar(model, "step", np.float32(1 / 127))], name=f"{x.name}/scale")
+    vector = ir.node("Reshape", [scale.outputs[0], flat], name=f"{x.name}/scales")
+    shape = ir.node("Shape", [vector.outputs[0]], name=f"{x.name}/shape")
+    zeros = ir.node("Expand", [_scalar(model, "zero", np.uint8(128)), shape.outputs[0]], name=f"{x.name}/zeros")
+    values = ir.node(
+        "QuantizeLinear", [x, vector.outputs[0], zeros.outputs[0]], {"axis": -2}, name=f"{x.name}/quantized"
+    )
+    nodes = [largest, smallest, negated, magnitude, scale, vector, shape, zeros, values]
+    model.graph.insert_before(before, nodes)
+    return values.outputs[0], scale.outputs[0]
+
+
+def _scalar(model: ir.Model, name: str, value: NDArray[np.generic] | np.generic) -> ir.Value:
+    return _initializer(model, f"quantization.{name}", np.asarray(value))
+
+
+def _embeddings(model: ir.Model, weights: Weights) -> list[ir.Node]:
+    """The nodes that look tokens up in the head's own weights, where they are tied."""
+    if weights.head is None:
+        return []
+    head = weights.floats[weights.head]  # [hidden, vocab_size]
+    found = []
+    for node in model.graph:
+        array = array_of(node.inputs[0]) if node.op_type == "Gather" else None
+        if array is not None and array.shape == head.shape[::-1] and np.array_equal(array.T, head):
+            found.append(node)
+    return found
+
+
+def _embed_from_blocks(model: ir.Model, weights: Weights, how: Quantization) -> None:
+    """Look tokens up in the head's blocks (com.microsoft GatherBlockQuantized)."""
+    for node in _embeddings(model, weights):
+        name = str(weights.head)
+        arrays = weights.stored(name, f"q{how.head_bits}", lambda floats: _blocks(floats, how.head_bits, how))
+        packed = arrays[f"q{how.head_bits}"]
+        inputs: list[ir.Value | None] = [
+            # The same bytes as the head's, without its axis of blocks.
+            _initializer(model, f"{name}.rows", packed.reshape(len(packed), -1)),
+            node.inputs[1],
+            _initializer(model, f"{name}.scales", arrays["scales"]),
+        ]
+        if "zero_points" in arrays:
+            inputs.append(_initializer(model, f"{name}.zero_points", arrays["zero_points"]))
+        settings = {"bits": how.head_bits, "block_size": how.block_size, "gather_axis": 0, "quantize_axis": 1}
+        attributes = [ir.AttrInt64(key, value) for key, value in settings.items()]
+        rows = ir.Node("com.microsoft", "GatherBlockQuantized", inputs, attributes, name=f"{name}/embedding")
+        stand_in(model, node, [rows], [(node.outputs[0], rows.outputs[0])])
+
+
+def _embed_from_columns(model: ir.Model, weights: Weights) -> None:
+    """Look tokens up in the head's int8 weights, and scale them."""
+    for node in _embeddings(model, weights):
+        name = str(weights.head)
+        arrays = weights.stored(name, "q8", _columns)
+        values, scales = (_initializer(model, f"{name}.{part}", array) for part, array in arrays.items())
+        rows = ir.node("Gather", [values, node.inputs[1]], {"axis": 0}, name=f"{name}/rows")
+        floats = ir.node("Cast", [rows.outputs[0]], {"to": ir.DataType.FLOAT}, name=f"{name}/floats")
+        own = ir.node("Gather", [scales, node.inputs[1]], {"axis": 0}, name=f"{name}/row_scales")
+        wide = ir.node(
+            "Unsqueeze", [own.outputs[0], _scalar(model, "last_axis", np.array([-1], np.int64))], name=f"{name}/wide"
+        )
+        scaled = ir.node("Mul", [floats.outputs[0], wide.outputs[0]], name=f"{name}/embedding")
+        stand_in(model, node, [rows, floats, own, wide, scaled], [(node.outputs[0], scaled.outputs[0])])
