@@ -5,7 +5,7 @@ JOBS ?= 2
 BIN := .venv/bin
 PIP := $(BIN)/pip --disable-pip-version-check --quiet
 
-.PHONY: help setup serve test lint format bench demo clean
+.PHONY: help setup serve test lint format bench peers demo clean
 
 help: ## show this
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
@@ -40,8 +40,15 @@ format: .venv/.dev ## format and fix what can be fixed
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: .venv/.dev ## time against transformers on the same weights
-	$(BIN)/python -m benchmarks.compare
+.venv/.bench: .venv/.dev
+	$(PIP) install --constraint constraints.txt --editable '.[export,dev,bench]'
+	touch $@
+
+bench: .venv/.bench ## time against other engines on the same weights, those that peers installed
+	$(BIN)/python -m benchmarks
+
+peers: $(BIN)/python ## install those engines, each in an environment of its own (llama.cpp compiles)
+	$(BIN)/python -m benchmarks.peers.setup
 
 demo: .venv/.dev ## train the demo model again
 	$(BIN)/python -m bento_kv.demo.train --out build/demo --resume

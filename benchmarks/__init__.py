@@ -1,1 +1,1 @@
-"""Side-by-side measurements; `benchmarks/README.md` says what was measured and what did not help."""
+"""Side-by-side measurements; `benchmarks/README.md` says how to run them, what was measured and what did not help."""

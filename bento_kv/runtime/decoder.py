@@ -61,7 +61,8 @@ class OnnxDecoder:
                 "exported for"
             )
         self.exact = exact
-        self.cache = InPlaceCache(self.manifest.layers, slots, length)
+        dtype = np.int8 if self.manifest.kv_cache == "int8" else np.float32
+        self.cache = InPlaceCache(self.manifest.layers, slots, length, dtype)
         # In mode `full` one graph computes everything, since another's weights would give other bits.
         files = self.manifest.graphs if exact == "batch" else self.manifest.graphs[-1:]
         even = self.manifest.precision == "int4"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import mmap
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
@@ -15,6 +16,9 @@ from bento_kv.manifest import LayerGeometry
 
 # One position more than a slot may use: where a row's last token is repeated, its copy lands there.
 SPARE = 1
+
+# What a graph may declare.
+Element = type[np.float32] | type[np.int8]
 
 
 class InPlaceCache:
@@ -27,19 +31,26 @@ class InPlaceCache:
         layers: geometry by layer.
         slots: rows.
         max_length: positions of a row.
+        dtype: of an element, as the graph declares it.
     """
 
-    def __init__(self, layers: Sequence[LayerGeometry], slots: int, max_length: int) -> None:
+    def __init__(
+        self,
+        layers: Sequence[LayerGeometry],
+        slots: int,
+        max_length: int,
+        dtype: Element = np.float32,
+    ) -> None:
         self.slots = slots
         self.max_length = max_length
         self.capacity = max_length + SPARE
         try:
-            self._buffers: list[tuple[NDArray[np.float32], NDArray[np.float32]]] = [
-                (_zeros(shape), _zeros(shape))
+            self._buffers: list[tuple[NDArray[Any], NDArray[Any]]] = [
+                (_zeros(shape, dtype), _zeros(shape, dtype))
                 for shape in ((slots, g.kv_heads, self.capacity, g.head_dim) for g in layers)
             ]
         except (MemoryError, OSError, OverflowError):
-            wanted = sum(2 * slots * g.kv_heads * self.capacity * g.head_dim for g in layers) * 4
+            wanted = sum(2 * slots * g.kv_heads * self.capacity * g.head_dim for g in layers) * np.dtype(dtype).itemsize
             raise DecoderError(
                 f"a KV cache of {slots} slots and {max_length} positions takes {wanted / 2**30:.1f} GiB, "
                 "more than there is; lower slots or max_length"
@@ -70,7 +81,7 @@ class InPlaceCache:
             key[slot, :, : new_key.shape[1]] = new_key
             value[slot, :, : new_value.shape[1]] = new_value
 
-    def read(self, slot: int, length: int) -> list[tuple[NDArray[np.float32], NDArray[np.float32]]]:
+    def read(self, slot: int, length: int) -> list[tuple[NDArray[Any], NDArray[Any]]]:
         """Copies of a slot's first `length` keys and values by layer, `[kv_heads, length, head_dim]`."""
         return [(key[slot, :, :length].copy(), value[slot, :, :length].copy()) for key, value in self._buffers]
 
@@ -103,16 +114,16 @@ class InPlaceCache:
             yield from sides
 
 
-def _zeros(shape: tuple[int, ...]) -> NDArray[np.float32]:
+def _zeros(shape: tuple[int, ...], dtype: Element) -> NDArray[Any]:
     """Zeros whose memory is committed a small page at a time.
 
     numpy asks for huge pages, and each head of each slot has a page of its own: the first token of a slot of a 135M model
     with 8192 positions would commit 300 MB and take a second.
     """
-    memory = mmap.mmap(-1, max(1, math.prod(shape)) * np.dtype(np.float32).itemsize)
+    memory = mmap.mmap(-1, max(1, math.prod(shape)) * np.dtype(dtype).itemsize)
     if hasattr(mmap, "MADV_NOHUGEPAGE"):
         memory.madvise(mmap.MADV_NOHUGEPAGE)
-    return np.frombuffer(memory, np.float32, math.prod(shape)).reshape(shape)
+    return np.frombuffer(memory, dtype, math.prod(shape)).reshape(shape)
 
 
 def _discard(part: NDArray[np.generic]) -> None:

@@ -1,0 +1,153 @@
+"""The engines that take part: what each is called, which Python runs it, and which of its settings are ours."""
+
+from __future__ import annotations
+
+import hashlib
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+ROOT = Path(__file__).parents[1]
+PEERS = ROOT / "build" / "peers"
+REQUIREMENTS = Path(__file__).parent / "peers"
+STAMP = ".requirements"  # in an environment: the hash of the file that it was made from
+
+# What an engine does to have several long contexts ready: it copies one, finds those of fewer rows again, or computes all.
+Filling = Literal["copies", "keeps", "computes"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Engine:
+    """A row of the comparison.
+
+    Attributes:
+        name: on the command line and in tables.
+        worker: module of `benchmarks.workers`.
+        precision: of the weights.
+        environment: folder of `build/peers`; this Python if None.
+        files: name of the prepared files, which engines may share; the source itself if None.
+        options: passed to the worker.
+        filling: what `fill` costs.
+        default: takes part unless engines are named.
+    """
+
+    name: str
+    worker: str
+    precision: str
+    environment: str | None = None
+    files: str | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+    filling: Filling = "copies"
+    default: bool = True
+
+    @property
+    def python(self) -> Path:
+        return Path(sys.executable) if self.environment is None else PEERS / self.environment / "bin" / "python"
+
+    @property
+    def absent(self) -> str | None:
+        """Why it cannot take part and what to do, or None if it can."""
+        if self.environment is None:
+            return None
+        remedy = f"run: python -m benchmarks.peers.setup {self.environment}"
+        stamp = PEERS / self.environment / STAMP
+        if not stamp.is_file():
+            return f"not installed; {remedy}"
+        if stamp.read_text() != requirements_hash(self.environment):
+            return f"installed from other requirements than today's; {remedy}"
+        return None
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of what prepared files depend on besides the model: the export's code, or the peer's worker and versions."""
+        folder = ROOT / "benchmarks" / "workers"
+        files = [folder / f"{self.worker}.py"]
+        if self.environment is None:
+            package = ROOT / "bento_kv"
+            files += [*sorted((package / "export").rglob("*.py")), package / "manifest.py", package / "adopt.py"]
+        else:
+            files += [requirements_file(self.environment), *sorted(folder.glob("gguf*.py"))]
+        return _hash(files)
+
+
+def requirements_file(environment: str) -> Path:
+    return REQUIREMENTS / f"requirements-{environment}.txt"
+
+
+def requirements_hash(environment: str) -> str:
+    return _hash([requirements_file(environment)])
+
+
+def _hash(files: list[Path]) -> str:
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+
+
+def _ours(precision: str, exact: str) -> Engine:
+    return Engine(
+        name=f"bento_kv-{precision}-{exact}",
+        worker="ours",
+        precision=precision,
+        files=f"bento_kv-{precision}",
+        options={"precision": precision, "exact": exact},
+        default=precision != "int8",
+    )
+
+
+ENGINES = {
+    engine.name: engine
+    for engine in (
+        *(_ours(precision, exact) for precision in ("int4", "int8", "fp32") for exact in ("batch", "full")),
+        Engine(
+            name="bento_kv-growing",
+            worker="ours",
+            precision="fp32",
+            files="bento_kv-growing",
+            options={"precision": "fp32", "exact": "batch", "layout": "growing"},
+            filling="computes",
+            default=False,
+        ),
+        Engine(name="llama.cpp", worker="llama", precision="int4", environment="llama_cpp", files="gguf-q4_0"),
+        Engine(
+            name="openvino",
+            worker="openvino",
+            precision="int4",
+            environment="openvino",
+            files="openvino-int4",
+            filling="keeps",
+        ),
+        Engine(
+            name="genai",
+            worker="genai",
+            precision="int4",
+            environment="genai",
+            files="genai-int4",
+            filling="computes",
+        ),
+        Engine(name="transformers", worker="generate", precision="fp32"),
+        Engine(
+            name="optimum",
+            worker="optimum_ort",
+            precision="fp32",
+            environment="optimum",
+            files="optimum-fp32",
+        ),
+    )
+}
+
+
+def choose(names: str | None) -> list[Engine]:
+    """The engines of a comma-separated list, where `bento_kv` stands for all of ours; the default ones if None.
+
+    Raises:
+        ValueError: there is no engine of a name.
+    """
+    if names is None:
+        return [engine for engine in ENGINES.values() if engine.default]
+    chosen: list[Engine] = []
+    for name in names.split(","):
+        found = [engine for engine in ENGINES.values() if name in (engine.name, engine.name.split("-")[0])]
+        if not found:
+            raise ValueError(f"there is no engine {name!r}; there are {', '.join(ENGINES)}")
+        chosen += [engine for engine in found if engine not in chosen]
+    return chosen

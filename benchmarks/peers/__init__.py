@@ -1,0 +1,1 @@
+"""Environments of the engines to compare with."""

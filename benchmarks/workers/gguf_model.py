@@ -1,0 +1,68 @@
+"""A Hugging Face directory of a Llama or Qwen2 shape as a GGUF file, for llama.cpp to quantize.
+
+Names and layout: llama.cpp's `gguf-py/gguf/constants.py` and `convert_hf_to_gguf.py`, and the GGUF specification in ggml.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import gguf
+import numpy as np
+from numpy.typing import NDArray
+from safetensors.numpy import load_file
+
+LAYER = {
+    "input_layernorm": "attn_norm",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "post_attention_layernorm": "ffn_norm",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+}
+MODEL = {"embed_tokens": "token_embd", "norm": "output_norm"}  # no head: it is the embedding
+
+
+def write_gguf(source: Path, file: Path) -> None:
+    """Write the model in float32, without a vocabulary: token ids go in and out."""
+    config = json.loads((source / "config.json").read_text())
+    architecture = config["model_type"]
+    heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
+    writer = gguf.GGUFWriter(file, architecture)
+    writer.add_context_length(config["max_position_embeddings"])
+    writer.add_embedding_length(config["hidden_size"])
+    writer.add_block_count(config["num_hidden_layers"])
+    writer.add_feed_forward_length(config["intermediate_size"])
+    writer.add_head_count(heads)
+    writer.add_head_count_kv(kv_heads)
+    writer.add_layer_norm_rms_eps(config["rms_norm_eps"])
+    writer.add_rope_freq_base(config["rope_parameters"]["rope_theta"])
+    writer.add_rope_dimension_count(config["hidden_size"] // heads)
+    writer.add_vocab_size(config["vocab_size"])
+    writer.add_tokenizer_model("no_vocab")
+    for name, array in load_file(source / "model.safetensors").items():
+        if architecture == "llama" and name.endswith(("q_proj.weight", "k_proj.weight")):
+            array = _interleaved(array, heads if "q_proj" in name else kv_heads)
+        writer.add_tensor(_name(name), array)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+
+
+def _name(name: str) -> str:
+    stem, kind = name.removeprefix("model.").rsplit(".", 1)
+    if stem in MODEL:
+        return f"{MODEL[stem]}.{kind}"
+    _, layer, part = stem.split(".", 2)
+    return f"blk.{layer}.{LAYER[part]}.{kind}"
+
+
+def _interleaved(weight: NDArray[np.float32], heads: int) -> NDArray[np.float32]:
+    """Rows `[heads * head_dim, hidden]` with the two halves of each head interleaved, as llama.cpp rotates pairs here."""
+    halves = weight.reshape(heads, 2, -1, weight.shape[1])  # [heads, half, head_dim / 2, hidden]
+    return halves.swapaxes(1, 2).reshape(weight.shape)

@@ -1,0 +1,134 @@
+"""bento_kv: the whole engine, with scheduling, sampling and detokenization, stepped in this thread."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.workers.protocol import argument, prompt_of, serve
+from bento_kv.engine.config import EngineConfig
+from bento_kv.engine.engine import Engine
+from bento_kv.engine.request import Request, SamplingParams, StepOutput
+from bento_kv.plan import StepPlan
+from bento_kv.runtime.open import Decoder, open_decoder
+from bento_kv.tokenizer import Tokenizer
+
+
+class Restoring:
+    """A decoder that computes a prompt of each length once, and gives later rows of that length a copy of its cache.
+
+    A step over many long contexts is timed, not their prefill. Whatever else it is asked goes to the decoder.
+    """
+
+    def __init__(self, decoder: Decoder) -> None:
+        self._decoder = decoder
+        self.slots, self.max_length, self.vocab_size = decoder.slots, decoder.max_length, decoder.vocab_size
+        self.restoring = False
+        self._saved: dict[int, tuple[list[tuple[NDArray[np.float32], NDArray[np.float32]]], NDArray[np.float32]]] = {}
+
+    def step(self, plan: StepPlan) -> NDArray[np.float32]:
+        prompts = self.restoring and all(row.start == 0 and len(row.tokens) > 1 for row in plan.rows)
+        if not prompts:
+            return self._decoder.step(plan)
+        for row in plan.rows:
+            length = len(row.tokens)
+            if length not in self._saved:
+                logits = self._decoder.step(StepPlan((row,)))
+                self._saved[length] = (self._decoder.cache.read(row.slot, length), logits)
+            else:
+                self._restore(row.slot, length)
+        return np.concatenate([self._saved[len(row.tokens)][1] for row in plan.rows])
+
+    def _restore(self, slot: int, length: int) -> None:
+        cache, _ = self._saved[length]
+        self._decoder.cache.write(slot, cache)
+        # The decoder refuses to read what nobody computed; these keys were, in another slot.
+        self._decoder._written[slot] = max(self._decoder._written[slot], length)
+
+
+class Ours:
+    """The engine over a decoder directory."""
+
+    def __init__(self) -> None:
+        directory, exact = Path(argument("target")), argument("exact")
+        rows, threads, length = argument("rows"), argument("threads"), argument("max_length")
+        decoder = open_decoder(directory, slots=rows, exact=exact, threads=threads, max_length=length)
+        config = EngineConfig(slots=rows, exact=exact, threads=threads, max_length=length)
+        self._decoder = Restoring(decoder)
+        self._engine = Engine(self._decoder, Tokenizer(directory).decode, config)
+        self._tokens: dict[str, int] = {}  # of the requests alive, how many were generated
+        self._numbers = 0
+
+    def prefill(self, prompt: list[int]) -> float:
+        self._clear()
+        began = time.perf_counter()
+        self._submit(prompt, 1)
+        while self._tokens:
+            self._engine.step()
+        return time.perf_counter() - began
+
+    def fill(self, rows: int, context: int, room: int) -> None:
+        self._clear()
+        self._decoder.restoring = argument("layout") != "growing"  # whose caches only the decoder can write
+        for row in range(rows):
+            # Prefill and decode steps take turns, so the first row can be ahead by a token a row.
+            self._submit(prompt_of(row, context, self._decoder.vocab_size), 1 + room + rows + 1)  # and ends with none
+        while not all(self._tokens.values()):
+            self._engine.step()
+        self._decoder.restoring = False
+
+    def decode(self, steps: int) -> float:
+        rows, before = len(self._tokens), sum(self._tokens.values())
+        began = time.perf_counter()
+        for _ in range(steps):
+            self._engine.step()
+        seconds = time.perf_counter() - began
+        tokens = sum(self._tokens.values()) - before
+        if tokens != steps * rows:
+            raise RuntimeError(f"{steps} steps of {rows} rows brought {tokens} tokens instead of {steps * rows}")
+        return seconds
+
+    def _submit(self, prompt: list[int], max_tokens: int) -> None:
+        self._numbers += 1
+        name = str(self._numbers)
+        self._tokens[name] = 0
+
+        def emit(output: StepOutput) -> None:
+            if output.finish_reason == "error":
+                raise RuntimeError(output.error)
+            self._tokens[name] += len(output.token_ids)
+            if output.finish_reason is not None:
+                del self._tokens[name]
+
+        params = SamplingParams(max_tokens=max_tokens, temperature=0.0)
+        self._engine.submit(Request(id=name, prompt_ids=tuple(prompt), params=params, emit=emit))
+
+    def _clear(self) -> None:
+        for name in list(self._tokens):
+            self._engine.abort(name)
+        while self._tokens:
+            self._engine.step()
+
+
+def prepare() -> None:
+    """Export the model; torch is imported here and leaves with this process."""
+    from bento_kv.adopt import adopt
+    from bento_kv.export.exporter import export
+    from bento_kv.export.growing import export_growing
+
+    target = Path(argument("target"))
+    shutil.rmtree(target, ignore_errors=True)
+    if argument("layout") == "growing":
+        target.mkdir(parents=True)
+        export_growing(argument("source"), target / "model.onnx")
+        adopt(target, argument("source"))
+    else:
+        export(argument("source"), target, precision=argument("precision"), max_length=argument("max_length"))
+
+
+if __name__ == "__main__":
+    serve(prepare, Ours, ["onnxruntime", "numpy"])
