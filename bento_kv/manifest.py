@@ -107,6 +107,16 @@ class Manifest(_Record):
     versions: dict[str, str]
     created: str
 
+    @property
+    def quantized(self) -> bool:
+        """Whether weights or the cache are; a float twin can be made then."""
+        return bool(self.weights) or self.kv_cache != "fp32"
+
+    @property
+    def coarsest(self) -> Precision:
+        """Of the precisions of weights and cache, the one that decides how close results can come to the source's."""
+        return "int8" if self.precision == "fp32" and self.kv_cache == "int8" else self.precision
+
     @model_validator(mode="after")
     def _names_the_graphs(self) -> Self:
         missing = [name for name in self.graphs if name not in self.files]

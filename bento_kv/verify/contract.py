@@ -149,10 +149,11 @@ def _pair_faults(manifest: Manifest, face: _Face) -> list[str]:
     return faults
 
 
-def _dtype_faults(_: Manifest, face: _Face) -> list[str]:
+def _dtype_faults(manifest: Manifest, face: _Face) -> list[str]:
     faults = []
     for name, spec in {**face.inputs, **face.outputs}.items():
-        expected = STEP_INPUTS[name][0] if name in STEP_INPUTS else "float"
+        cached = name.startswith(("past_key_values.", "present.")) and manifest.kv_cache == "int8"
+        expected = STEP_INPUTS[name][0] if name in STEP_INPUTS else "int8" if cached else "float"
         if spec.dtype != expected:
             faults.append(f"{name} is {spec.dtype}, not {expected}")
     return faults

@@ -77,7 +77,7 @@ def prove(
             compared = any(check.id == "decode-logits" for check in book.checks["export"])
             failed = Check(id="runs", passed=False, measured=None, limit=None, explain=str(error))
             book.checks["loop" if compared else "export"].append(failed)
-    record = book.close(contract.sha256(directory / contract.MANIFEST_FILE), manifest.precision)
+    record = book.close(contract.sha256(directory / contract.MANIFEST_FILE), manifest.coarsest)
     record.write(directory)
     return record
 
@@ -95,12 +95,12 @@ def _compute(directory: Path, manifest: Manifest, model: Reference, threads: int
 
     with ExitStack() as stack:
         floats = directory
-        if manifest.weights:
+        if manifest.quantized:
             floats = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bento_kv-twin-")))
         plan = stages(directory, floats, manifest, model, threads, texts, record)
-        book.expected = book.done + 1 + bool(manifest.weights) + sum(len(stage.works) for stage in plan)
+        book.expected = book.done + 1 + manifest.quantized + sum(len(stage.works) for stage in plan)
         book.add("export", "tokenizer and chat template", lambda: check_text(directory, model))
-        if manifest.weights:
+        if manifest.quantized:
             book.add("export", "float twin and weights", lambda: make_twin(directory, manifest, model, floats))
             if any(check.id == "float-twin" and not check.passed for check in book.checks["export"]):
                 return

@@ -103,7 +103,7 @@ def stages(
     """
     effort = Effort.plan(manifest, model.operations, SLOTS)
     probes = Probes(manifest, longest_window(directory, manifest), effort.longest)
-    limit = rounding(manifest.precision)
+    limit = rounding(manifest.coarsest)
     comparison = ThreadComparison(probes.short, threads, limit)
 
     def decoder(exact: Exactness, length: int, threads: int = threads, at: Path = directory) -> Callable[[], Decoder]:
@@ -117,7 +117,7 @@ def stages(
         return check_past(graph, model, probes.short, manifest.max_length)
 
     def quality(decoder: Decoder) -> Found:
-        return check_quality(decoder, model, texts()[: effort.texts], manifest.precision)
+        return check_quality(decoder, model, texts()[: effort.texts], manifest.coarsest)
 
     exact_works = list(_against_torch(model, probes, effort))
     serving = [Work("export", "quality on text", quality), Work("loop", "golden prompts", remember)]

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from bento_kv.errors import VerificationError
-from bento_kv.manifest import Check, Manifest, sha256
+from bento_kv.manifest import Check, Manifest, TensorSpec, sha256
 from bento_kv.onnx_file import nested_graphs
 from bento_kv.quantization import BlockWeights, ColumnWeights
 from bento_kv.verify.checks import holds
@@ -46,6 +46,9 @@ QUANTIZED = {
     "QMoE",
     "QuantizeLinear",
 }
+# What makes GroupQueryAttention keep an int8 cache.
+_CACHE_ATTRIBUTES = {"k_quant_type", "v_quant_type", "kv_cache_bit_width"}
+_CACHE_SCALES = (12, 13)
 # Of quantized tensors, no other being of so few bits.
 _NARROW = {TensorProto.INT8, TensorProto.UINT8, TensorProto.INT4, TensorProto.UINT4}
 
@@ -83,10 +86,21 @@ def make_twin(directory: Path, manifest: Manifest, reference: WeightReference, t
     if len(set(prints)) > 1:
         faults.append(f"{' and '.join(manifest.graphs)} compute different things, their quantization apart")
     twin = manifest.model_copy(
-        update={"precision": "fp32", "weights": {}, "files": {name: sha256(target / name) for name in manifest.graphs}}
+        update={
+            "precision": "fp32",
+            "kv_cache": "fp32",
+            "weights": {},
+            "inputs": tuple(_with_float_cache(spec) for spec in manifest.inputs),
+            "outputs": tuple(_with_float_cache(spec) for spec in manifest.outputs),
+            "files": {name: sha256(target / name) for name in manifest.graphs},
+        }
     )
     twin.write(target)
     return [_twin_check(faults, errors), *errors.checks()]
+
+
+def _with_float_cache(spec: TensorSpec) -> TensorSpec:
+    return spec.model_copy(update={"dtype": "float"}) if spec.dtype == "int8" else spec
 
 
 def _twin_check(faults: list[str], errors: WeightErrors) -> Check:
@@ -114,6 +128,9 @@ class _Graph:
         """Write the twin; its fingerprint."""
         graph = self._model.graph
         self._integers = self._found_integers()
+        for value in (*graph.input, *graph.output):
+            if value.type.tensor_type.elem_type == TensorProto.INT8:
+                value.type.tensor_type.elem_type = TensorProto.FLOAT
         nodes = _used([new for node in graph.node for new in self._restored(node)], {v.name for v in graph.output})
         del graph.node[:], graph.value_info[:]
         graph.node.extend(nodes)
@@ -151,9 +168,21 @@ class _Graph:
     def _restored(self, node: onnx.NodeProto) -> list[onnx.NodeProto]:
         if node.op_type == "MatMulNBits":
             return self._float_matmul(node)
+        if node.op_type == "GroupQueryAttention":
+            return [self._float_cache(node)]
         if node.output and node.output[0] in self._integers:
             return [self._float_integers(node, self._integers[node.output[0]])]
         return [self._float_gather(node)] if node.op_type == "GatherBlockQuantized" else [node]
+
+    def _float_cache(self, node: onnx.NodeProto) -> onnx.NodeProto:
+        """The attention over a float cache, whatever its own is."""
+        kept = [a for a in node.attribute if a.name not in _CACHE_ATTRIBUTES]
+        if len(kept) < len(node.attribute):
+            del node.attribute[:]
+            node.attribute.extend(kept)
+            for index in _CACHE_SCALES:
+                node.input[index] = ""
+        return node
 
     def _float_matmul(self, node: onnx.NodeProto) -> list[onnx.NodeProto]:
         """MatMul, and Add for a bias, instead of MatMulNBits."""
