@@ -61,6 +61,7 @@ def quantize_decoder(
     weights: dict[str, Sequence[str]] = {}
 
     def change(model: onnx.ModelProto) -> None:
+        _turn_heads(model, directory)
         tensors = {tensor.name: tensor for tensor in model.graph.initializer}
         for node in model.graph.node:
             if node.op_type != "MatMul" or node.input[1] not in tensors:
@@ -106,6 +107,7 @@ def to_integers(directory: Path, source: Path, *, embedding: bool = False) -> li
     weights: dict[str, Sequence[str]] = {}
 
     def change(model: onnx.ModelProto) -> None:
+        _turn_heads(model, directory)
         tensors = {tensor.name: tensor for tensor in model.graph.initializer}
         shared = {
             "int.zero": np.array(128, np.uint8),
@@ -191,6 +193,15 @@ def _look_up_integers(model: onnx.ModelProto, head: str) -> None:
     rest = [*model.graph.node[:at], *nodes, *model.graph.node[at + 1 :]]
     del model.graph.node[:]
     model.graph.node.extend(rest)
+
+
+def _turn_heads(model: onnx.ModelProto, directory: Path) -> None:
+    """A head that is tied to the embedding reads it transposed; give it a matrix of its own, as other weights have."""
+    tensors = {tensor.name: tensor for tensor in model.graph.initializer}
+    for node in [node for node in model.graph.node if node.op_type == "Transpose" and node.input[0] in tensors]:
+        array: Floats = numpy_helper.to_array(tensors[node.input[0]], base_dir=str(directory))
+        model.graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(array.T), node.output[0]))
+        model.graph.node.remove(node)
 
 
 def _share_head(model: onnx.ModelProto) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import pytest
@@ -11,7 +10,6 @@ from bento_kv import demo
 from bento_kv.demo.evaluate import BATCH_ROWS, Answerer, evaluate, held_out_cases, open_answerer
 from bento_kv.demo.served import DecoderAnswerer
 from bento_kv.export.exporter import export
-from tests.quantized import Quantizer, blocks, quantize_decoder
 
 SKILLS = ("recall", "alike", "sums", "copy", "reverse")
 CASES = 40
@@ -40,12 +38,9 @@ def test_the_exported_decoder_answers_as_the_model(exported: Path, tmp_path: Pat
     assert said == [outcome.said for outcome in evaluate(Answerer(demo.path()), cases)]
 
 
-@pytest.mark.parametrize(("quantizer", "points"), [(blocks(8, 64), 1), (blocks(4, 32), 3)])
-def test_accuracy_stays_within_points(
-    quantizer: Quantizer, points: int, exported: Path, right: list[bool], tmp_path: Path
-) -> None:
-    decoder = Path(shutil.copytree(exported, tmp_path / "decoder"))
-    quantize_decoder(decoder, demo.path(), quantizer)
-    quantized = _right(decoder)
+@pytest.mark.parametrize(("precision", "points"), [("int8", 1), ("int4", 3)])
+def test_accuracy_stays_within_points(precision: str, points: int, right: list[bool], tmp_path: Path) -> None:
+    export("demo", tmp_path / "decoder", precision=precision)
+    quantized = _right(tmp_path / "decoder")
     assert len(quantized) == len(right) > 200
     assert sum(quantized) >= sum(right) - points / 100 * len(right)

@@ -67,6 +67,48 @@ def test_a_quantized_decoder_is_proven(int4: Path, tiny_source: Path) -> None:
     assert record.golden
 
 
+@pytest.fixture(scope="module")
+def _exported(tiny_source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("exported")
+    for precision in ("int8", "int4"):
+        export(str(tiny_source), folder / precision, precision=precision)
+    return folder
+
+
+@pytest.fixture
+def exported(_exported: Path, tmp_path: Path) -> Path:
+    """The export's own decoders of both precisions, that a test may damage."""
+    return Path(shutil.copytree(_exported, tmp_path / "exported"))
+
+
+@pytest.mark.parametrize(("precision", "bits"), [("int8", {8}), ("int4", {4, 8})])
+def test_what_is_exported_is_proven(precision: str, bits: set[int], exported: Path, tiny_source: Path) -> None:
+    record = _prove(exported / precision, tiny_source)
+    assert record.passed, render(record)
+    measured = _checks(record)
+    assert {int(id[-1]) for id in measured if id.startswith("weights-int")} == bits
+    assert measured["cached-equals-uncached-full"] == measured["alone-equals-together-batch"] == 0.0
+    assert 0 < (measured["prefill-logits"] or 0) < 1e-5
+
+
+def _coarser_tokens(model: onnx.ModelProto) -> None:
+    """Activations in seven steps, not in 255."""
+    step = next(tensor for tensor in model.graph.initializer if tensor.name == "quantization.step")
+    step.CopyFrom(onnx.numpy_helper.from_array(np.float32(1 / 3), step.name))
+
+
+def test_coarse_activations_fail_at_the_quality_of_what_meets_them(exported: Path, tiny_source: Path) -> None:
+    change_graph(exported / "int8", _coarser_tokens, manifest={})
+    failed = _failed(_prove(exported / "int8", tiny_source))
+    assert {"quality-kl-prefill", "quality-kl-decode"} <= failed
+    assert not failed & {"float-twin", "prefill-logits", "weights-int8", "weight-blocks-int8"}
+
+
+def test_a_fault_in_one_of_two_graphs_leaves_no_twin(exported: Path, tiny_source: Path) -> None:
+    change_graph(exported / "int4", lambda model: set_attribute(attention_nodes(model)[1], "scale", 0.2), manifest={})
+    assert _failed(_prove(exported / "int4", tiny_source)) == {"float-twin"}
+
+
 @pytest.mark.parametrize("bits", [4, 8])
 def test_zero_points_biases_and_other_sizes_are_proven(bits: int, tmp_path: Path) -> None:
     source = save_model(tmp_path / "source", "qwen2")  # has biases
