@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import get_args
 
@@ -21,6 +22,11 @@ class EngineConfig:
         max_tokens: cap on the tokens that one request may generate; none unless set.
         threads: threads of the model; as many as this process has CPUs unless set.
         prefill_tokens: prompt tokens that share one prefill step; a longer prompt has a step of its own.
+        max_queue_seconds: a request that has waited longer than this for its first step ends without an answer; a request
+            may ask for less. No limit unless set.
+        max_seconds: an answer that is not complete this long after its request came is cut; a request may ask for less.
+            No limit unless set.
+        step_timeout: seconds after which a step counts as hanging, and the engine as not alive.
 
     Raises:
         ValueError: a value is out of range.
@@ -33,6 +39,9 @@ class EngineConfig:
     max_tokens: int | None = None
     threads: int | None = None
     prefill_tokens: int = 2048
+    max_queue_seconds: float | None = None
+    max_seconds: float | None = None
+    step_timeout: float = 300.0
 
     def __post_init__(self) -> None:
         if self.exact not in get_args(Exactness):
@@ -43,3 +52,7 @@ class EngineConfig:
                 raise ValueError(f"{name} is {value}; it must be at least 1")
         if self.max_queue < 0:
             raise ValueError(f"max_queue is {self.max_queue}; it must be at least 0")
+        for name in ("max_queue_seconds", "max_seconds", "step_timeout"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise ValueError(f"{name} is {value}; it must be a number of seconds above 0")

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from functools import partial
 from queue import Empty, SimpleQueue
 
@@ -16,12 +17,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bento_kv.engine.config import EngineConfig
+from bento_kv.engine.deadlines import Deadlines, DeadlineWatch
+from bento_kv.engine.events import Recorder
+from bento_kv.engine.faults import each_alone
 from bento_kv.engine.generation import Generation, failure
 from bento_kv.engine.limits import Limits
 from bento_kv.engine.observer import EngineStats, NullObserver, Observer
-from bento_kv.engine.request import Decoder, Detokenize, FinishReason, Request, StepOutput
+from bento_kv.engine.request import Decoder, Detokenize, Request, StepOutput
 from bento_kv.engine.scheduler import Scheduler
 from bento_kv.engine.telemetry import Telemetry
+from bento_kv.engine.watchdog import Watchdog
 from bento_kv.errors import DecoderError, EngineClosedError, QueueFullError, RequestError
 from bento_kv.plan import StepPlan
 
@@ -39,20 +44,29 @@ class Engine:
         detokenize: token ids to text.
         config: limits; the decoder's own slots and positions bound them.
         observer: told what happens, on the engine thread.
+        recorders: told what happens to each request, on the engine thread.
     """
 
     def __init__(
-        self, decoder: Decoder, detokenize: Detokenize, config: EngineConfig, observer: Observer | None = None
+        self,
+        decoder: Decoder,
+        detokenize: Detokenize,
+        config: EngineConfig,
+        observer: Observer | None = None,
+        recorders: Sequence[Recorder] = (),
     ) -> None:
         slots = min(config.slots, decoder.slots)
         max_length = min(config.max_length or decoder.max_length, decoder.max_length)
         self._decoder = decoder
         self._detokenize = detokenize
+        self._deadlines = Deadlines(max_queue_time=config.max_queue_seconds, max_time=config.max_seconds)
         self._limits = Limits(vocab_size=decoder.vocab_size, max_length=max_length, max_tokens=config.max_tokens)
         self._places = slots + config.max_queue
-        self._telemetry = Telemetry(NullObserver() if observer is None else observer)
+        self._telemetry = Telemetry(NullObserver() if observer is None else observer, recorders)
         self._scheduler = Scheduler(slots=slots, prefill_tokens=config.prefill_tokens)
         self._generations: dict[str, Generation] = {}
+        self._deadline_watch = DeadlineWatch()
+        self._watchdog = Watchdog(config.step_timeout)
         self._running = 0
         self._kv_tokens = 0
         self._thread: threading.Thread | None = None
@@ -77,8 +91,8 @@ class Engine:
 
     @property
     def alive(self) -> bool:
-        """The thread runs and has not failed."""
-        return self._thread is not None and self._thread.is_alive() and not self._failed
+        """The thread runs, has not failed, and does not hang in a step."""
+        return self._thread is not None and self._thread.is_alive() and not self._failed and not self._watchdog.stalled
 
     @property
     def accepting(self) -> bool:
@@ -104,14 +118,13 @@ class Engine:
             RequestError: a field is out of range, or the id is taken by a request that is alive.
             ContextLengthError: prompt and answer do not fit in the context.
             QueueFullError: all slots and waiting places are taken; `retry_after` is when one may be free.
-            EngineClosedError: the engine is shutting down or has failed.
+            EngineClosedError: the engine is shutting down, has failed or hangs.
         """
         max_tokens = self._limits.check(request.prompt_ids, request.params)
-        generation = Generation(request, max_tokens, self._detokenize)
+        deadlines = request.deadlines.within(self._deadlines)
+        generation = Generation(request, max_tokens, self._detokenize, deadlines)
         with self._lock:
-            if self._closing or self._failed:
-                what = "has failed; restart the service" if self._failed else "is shutting down; try another server"
-                raise EngineClosedError(f"the engine {what}")
+            self._check_open()
             if request.id in self._alive_ids:
                 raise RequestError(f"a request with the id {request.id!r} is being served", param="request_id")
             if len(self._alive_ids) >= self._places:
@@ -129,14 +142,17 @@ class Engine:
             if request_id in self._alive_ids:
                 self._inbox.put(partial(self._abort, request_id))
 
-    def close(self, *, drain: bool = True, timeout: float | None = None) -> None:
+    def close(self, *, drain: bool = True, timeout: float | None = None) -> bool:
         """Refuse new requests, end the old ones and join the thread. May be called again.
 
-        A step that runs is waited for, since nothing can interrupt it.
+        A step that runs is waited for, for as long as a step may take, since nothing can interrupt it.
 
         Args:
             drain: let accepted requests finish; otherwise, and after the timeout, they end with finish reason `abort`.
             timeout: seconds to drain for; without limit if None.
+
+        Returns:
+            Whether the engine has stopped. If not, it hangs in a step, and its requests have no end.
         """
         with self._lock:
             self._closing = True
@@ -144,10 +160,15 @@ class Engine:
             if self._thread is None:
                 self._launch()  # never started, so nobody has yet ended what was accepted
         assert self._thread is not None
-        self._thread.join(timeout if drain else None)
-        if self._thread.is_alive():
+        if drain:
+            self._thread.join(timeout)
             self._inbox.put(self._abort_all)
-            self._thread.join()
+        self._thread.join(self._watchdog.timeout)
+        if self._thread.is_alive():
+            logger.critical("the engine does not stop: a step hangs")
+            return False
+        self._telemetry.close()
+        return True
 
     def stats(self) -> EngineStats:
         """The books, as they are while or after the last step."""
@@ -165,22 +186,23 @@ class Engine:
     def step(self) -> bool:
         """Take the messages, compute one plan, and tell what came of it. False if there was nothing to compute."""
         self._take_messages()
+        self._expire()
         plan = self._scheduler.schedule()
         self._publish()
         if plan is None:
             return False
-        planned = [self._generations[self._scheduler.running[row.slot].id] for row in plan.rows]
-        for generation in planned:
-            self._telemetry.admitted(generation)
+        for row in plan.rows:
+            self._telemetry.admitted(self._in_slot(row.slot))
         try:
             logits = self._compute(plan)  # [rows, vocab_size]
-        except Exception as error:
-            logger.exception("the decoder failed; the %d requests of the step end", len(planned))
-            for generation in planned:
-                self._tell(generation, failure("the decoder failed", error))
-            return True
+        except Exception:
+            logger.exception("a step of %d requests failed; each is tried alone", len(plan.rows))
+            plan, logits = self._salvage(plan)
+        planned = [self._in_slot(row.slot) for row in plan.rows]
         outputs = [generation.advance(row) for generation, row in zip(planned, logits, strict=True)]
         prompt_tokens = self._scheduler.update(plan, [output.token_ids for output in outputs])
+        for row, generation in zip(plan.rows, planned, strict=True):
+            self._telemetry.computed(generation, row)
         for generation, output in zip(planned, outputs, strict=True):
             self._tell(generation, output)
         self._publish()
@@ -193,6 +215,16 @@ class Engine:
         assert len(self._generations) == len(self._scheduler.running) + len(self._scheduler.waiting)
         assert self._generations.keys() <= self._alive_ids
 
+    def _check_open(self) -> None:
+        if self._failed:
+            raise EngineClosedError("the engine has failed; restart the service")
+        if self._closing:
+            raise EngineClosedError("the engine is shutting down; try another server")
+        if self._watchdog.stalled:
+            raise EngineClosedError(
+                f"a step has been running for more than {self._watchdog.timeout:g} s; try again later"
+            )
+
     def _launch(self) -> None:
         if self._thread is not None:
             raise RuntimeError("the engine was started before")
@@ -201,11 +233,15 @@ class Engine:
 
     def _run(self) -> None:
         try:
-            while self.step() or self._wait():
+            while self._watched_step() or self._wait():
                 pass
         except BaseException as error:
             logger.critical("the engine failed and serves no more", exc_info=error)
             self._fail(error)
+
+    def _watched_step(self) -> bool:
+        with self._watchdog:
+            return self.step()
 
     def _wait(self) -> bool:
         """Sleep until a message comes. False if none can come that matters: closing, and nothing is left to do."""
@@ -228,10 +264,27 @@ class Engine:
             raise DecoderError(f"the decoder answered with logits of shape {logits.shape} instead of {expected}")
         return logits
 
+    def _salvage(self, plan: StepPlan) -> tuple[StepPlan, NDArray[np.float32]]:
+        """After a failure: end the requests whose rows fail alone too, and return the rest of the step."""
+        salvage = each_alone(self._compute, plan)
+        for slot, error in salvage.failed.items():
+            logger.error("the step of request %s fails", self._in_slot(slot).request.id, exc_info=error)
+            self._tell(self._in_slot(slot), failure("the decoder failed", error))
+        return salvage.plan, salvage.logits
+
+    def _in_slot(self, slot: int) -> Generation:
+        return self._generations[self._scheduler.running[slot].id]
+
     def _accept(self, generation: Generation) -> None:
         self._generations[generation.request.id] = generation
+        self._deadline_watch.add(generation)
         self._scheduler.add(generation.sequence)
-        self._telemetry.queued()
+        self._telemetry.queued(generation)
+
+    def _expire(self) -> None:
+        """End the requests that are out of time."""
+        for generation in self._deadline_watch.due(self._generations.values(), time.perf_counter()):
+            self._tell(generation, generation.time_out())
 
     def _abort(self, request_id: str) -> None:
         if generation := self._generations.get(request_id):
@@ -256,7 +309,7 @@ class Engine:
         output = failure("the engine failed", error)
         for generation in list(self._generations.values()):
             try:
-                self._retire(generation, "error")
+                self._retire(generation, output)
             except Exception:
                 logger.exception("the books of request %s cannot be closed", generation.request.id)
             self._emit(generation, output)
@@ -266,9 +319,9 @@ class Engine:
         for _ in output.token_ids:
             self._telemetry.token(generation)
         if output.finish_reason is not None:
-            self._retire(generation, output.finish_reason)
+            self._retire(generation, output)
         if not self._emit(generation, output) and output.finish_reason is None:
-            self._retire(generation, "abort")
+            self._retire(generation, StepOutput(finish_reason="abort"))
 
     def _emit(self, generation: Generation, output: StepOutput) -> bool:
         try:
@@ -278,14 +331,14 @@ class Engine:
             return False
         return True
 
-    def _retire(self, generation: Generation, reason: FinishReason) -> None:
-        """Forget a request and free its slot."""
+    def _retire(self, generation: Generation, last: StepOutput) -> None:
+        """Forget a request and free its slot; `last` is its last event."""
         del self._generations[generation.request.id]
         with self._lock:
             self._alive_ids.discard(generation.request.id)
         self._scheduler.finish(generation.sequence)
         self._publish()
-        self._telemetry.finished(generation, reason)
+        self._telemetry.finished(generation, last)
 
     def _publish(self) -> None:
         """Let other threads see the books."""

@@ -8,6 +8,7 @@ import time
 import numpy as np
 from numpy.typing import NDArray
 
+from bento_kv.engine.deadlines import Deadlines
 from bento_kv.engine.logits import token_logprobs
 from bento_kv.engine.request import Detokenize, FinishReason, Request, StepOutput
 from bento_kv.engine.sampler import Sampler
@@ -29,15 +30,30 @@ class Generation:
         last_token: when its last token was chosen, if one was.
     """
 
-    def __init__(self, request: Request, max_tokens: int, detokenize: Detokenize) -> None:
+    def __init__(self, request: Request, max_tokens: int, detokenize: Detokenize, deadlines: Deadlines) -> None:
         self.request = request
         self.sequence = SequenceState(request.id, list(request.prompt_ids), len(request.prompt_ids))
         self.arrived = time.perf_counter()
         self.admitted: float | None = None
         self.last_token: float | None = None
+        self._ends = deadlines.ends(self.arrived)
         self._max_tokens = max_tokens
         self._sampler = Sampler(request.params, request.prompt_ids)
         self._text = OutputText(detokenize, request.params.stop)
+
+    @property
+    def deadline(self) -> float:
+        """When it is out of time, as it stands."""
+        return self._ends.queue if self.admitted is None else self._ends.total
+
+    def time_out(self) -> StepOutput:
+        """The last event of a request that is out of time: the rest of its text, or that there is none."""
+        if self.last_token is None:
+            return StepOutput(finish_reason="abort", timeout="queue" if self.admitted is None else "total")
+        text, stop = self._text.finish()
+        if stop is not None:
+            return StepOutput(text=text, finish_reason="stop", stop_reason=stop)
+        return StepOutput(text=text, finish_reason="length", timeout="total")
 
     def advance(self, logits: NDArray[np.float32]) -> StepOutput:
         """Choose the next token from its logits `[vocab_size]`. What fails here ends this request, and no other."""

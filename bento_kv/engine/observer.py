@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+from bento_kv.engine.deadlines import Timeout
 from bento_kv.engine.request import FinishReason
 
 
@@ -50,6 +51,10 @@ class Observer(Protocol):
         """A request ended, this long after it was submitted; told once a request."""
         ...
 
+    def timed_out(self, deadline: Timeout) -> None:
+        """A request that ended did so because of a deadline."""
+        ...
+
     def step(self, stats: EngineStats, prompt_tokens: int, generated_tokens: int) -> None:
         """A step went well: it computed and chose so many tokens; `stats` are the books after it."""
         ...
@@ -71,6 +76,9 @@ class NullObserver:
         return
 
     def finished(self, reason: FinishReason, e2e_seconds: float, prompt_tokens: int, generated_tokens: int) -> None:
+        return
+
+    def timed_out(self, deadline: Timeout) -> None:
         return
 
     def step(self, stats: EngineStats, prompt_tokens: int, generated_tokens: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, Protocol
@@ -9,6 +10,7 @@ from typing import Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from bento_kv.engine.deadlines import Deadlines, Timeout
 from bento_kv.plan import StepPlan
 
 FinishReason = Literal["stop", "length", "abort", "error"]
@@ -98,6 +100,8 @@ class StepOutput:
         logprobs: one entry per token of `token_ids` if they were asked for.
         finish_reason: set on the last event of a request and only there.
         stop_reason: the stop text or stop token id that ended it, if one did.
+        timeout: the deadline that ended it, if one did: with finish reason `abort` if there is no answer yet, with
+            `length` if there is a part of one.
         error: what went wrong, if `finish_reason` is `error`.
     """
 
@@ -106,6 +110,7 @@ class StepOutput:
     logprobs: tuple[TokenLogprobs, ...] = ()
     finish_reason: FinishReason | None = None
     stop_reason: str | int | None = None
+    timeout: Timeout | None = None
     error: str | None = None
 
 
@@ -118,9 +123,13 @@ class Request:
         prompt_ids: at least one token id.
         params: how to choose tokens.
         emit: called from the engine thread with every event, in order; it must not block or raise.
+        deadlines: how long it may wait and take; the engine's own where unset.
+        context: where it was submitted, for those who record events; None if nobody cares.
     """
 
     id: str
     prompt_ids: tuple[int, ...]
     params: SamplingParams
     emit: Callable[[StepOutput], None]
+    deadlines: Deadlines = field(default_factory=Deadlines)
+    context: contextvars.Context | None = None

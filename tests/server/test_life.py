@@ -208,11 +208,11 @@ def test_a_shutdown_ends_a_whole_answer_with_503_and_a_stream_with_an_error() ->
 
 
 def fail_at(step: int) -> Callable[[StepPlan], None]:
-    """A decoder that fails once, in its step of this number."""
+    """A decoder that fails in its step of this number, and where that is tried again."""
     steps = iter(range(10**9))
 
     def before_step(plan: StepPlan) -> None:
-        if next(steps) == step:
+        if next(steps) in (step, step + 1):
             raise RuntimeError("secret detail")
 
     return before_step

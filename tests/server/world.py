@@ -22,8 +22,9 @@ from tokenizers import decoders, models, pre_tokenizers
 from bento_kv import errors
 from bento_kv.engine.config import EngineConfig
 from bento_kv.engine.engine import Engine
+from bento_kv.engine.events import Recorder
 from bento_kv.engine.observer import EngineStats, NullObserver, Observer
-from bento_kv.engine.request import SamplingParams
+from bento_kv.engine.request import Decoder, SamplingParams
 from bento_kv.plan import StepPlan
 from bento_kv.server.app import openai_app
 from tests.engine.fakes import FakeDecoder
@@ -138,6 +139,9 @@ def serving(
     max_queue: int = 64,
     max_length: int = 50_000,
     before_step: Callable[[StepPlan], None] = _unhurried,
+    wrap: Callable[[Decoder], Decoder] = lambda decoder: decoder,
+    config: Mapping[str, Any] | None = None,
+    recorders: Sequence[Recorder] = (),
     observer: Observer | None = None,
     app_options: Mapping[str, Any] | None = None,
     **backend: Any,
@@ -147,7 +151,8 @@ def serving(
         slots=slots, max_length=max_length, vocab_size=VOCAB_SIZE, logits=parrot, before_step=before_step
     )
     watching = observer or Reasons()
-    engine = Engine(decoder, ByteTokenizer().decode, EngineConfig(slots=slots, max_queue=max_queue), watching)
+    limits = EngineConfig(slots=slots, max_queue=max_queue, **(config or {}))
+    engine = Engine(wrap(decoder), ByteTokenizer().decode, limits, watching, recorders)
     engine.start()
     world = World(engine, watching, max_length=max_length, **backend)
     with socket.socket() as listening:
