@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import uuid
 from collections.abc import Sequence
 from types import TracebackType
 from typing import Self
 
+from bento_kv.engine.deadlines import Deadlines
 from bento_kv.engine.engine import Engine
 from bento_kv.engine.request import Request, SamplingParams, StepOutput
 
@@ -22,11 +24,19 @@ class TokenStream:
         RequestError, ContextLengthError, QueueFullError, EngineClosedError: as `Engine.submit`.
     """
 
-    def __init__(self, engine: Engine, prompt_ids: Sequence[int], params: SamplingParams, request_id: str) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        prompt_ids: Sequence[int],
+        params: SamplingParams,
+        request_id: str,
+        deadlines: Deadlines,
+    ) -> None:
         self.request_id = request_id
         self._engine = engine
         self._prompt_ids = tuple(prompt_ids)
         self._params = params
+        self._deadlines = deadlines
         self._events: asyncio.Queue[StepOutput] = asyncio.Queue()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._finished = False
@@ -36,7 +46,14 @@ class TokenStream:
             raise RuntimeError("a token stream can be entered once")
         self._loop = asyncio.get_running_loop()
         self._engine.submit(
-            Request(id=self.request_id, prompt_ids=self._prompt_ids, params=self._params, emit=self._emit)
+            Request(
+                id=self.request_id,
+                prompt_ids=self._prompt_ids,
+                params=self._params,
+                emit=self._emit,
+                deadlines=self._deadlines,
+                context=contextvars.copy_context(),
+            )
         )
         return self
 
@@ -69,7 +86,11 @@ class TokenStream:
 
 
 def open_stream(
-    engine: Engine, prompt_ids: Sequence[int], params: SamplingParams, request_id: str | None = None
+    engine: Engine,
+    prompt_ids: Sequence[int],
+    params: SamplingParams,
+    request_id: str | None = None,
+    deadlines: Deadlines | None = None,
 ) -> TokenStream:
     """A stream to be entered: `async with open_stream(...) as stream: async for output in stream: ...`.
 
@@ -78,5 +99,7 @@ def open_stream(
         prompt_ids: at least one token id.
         params: how to choose tokens and when to stop.
         request_id: unique among the requests alive; made up unless given.
+        deadlines: how long it may wait and take; the engine's own unless given.
     """
-    return TokenStream(engine, prompt_ids, params, request_id if request_id is not None else uuid.uuid4().hex)
+    unique = request_id if request_id is not None else uuid.uuid4().hex
+    return TokenStream(engine, prompt_ids, params, unique, deadlines or Deadlines())

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
+from bento_kv.engine.deadlines import Timeout
 from bento_kv.engine.observer import EngineStats
 from bento_kv.engine.request import FinishReason
 
@@ -52,6 +53,7 @@ class EngineMetrics:
         self._cache_queries = counter("prefix_cache_query_tokens", "Prompt tokens looked up in the prefix cache.")
         self._cache_hits = counter("prefix_cache_hit_tokens", "Prompt tokens that the prefix cache had.")
         self._finished = counter("request_success", "Requests that ended, by reason.", ("finished_reason",))
+        self._timeouts = counter("request_timeouts", "Requests that a deadline ended, by which.", ("deadline",))
         self._first_token = seconds("time_to_first_token", "From submission to the first token.", _FIRST_TOKEN_BUCKETS)
         self._next_token = seconds("inter_token_latency", "From a token to the next one.", _TOKEN_BUCKETS)
         self._e2e = seconds("e2e_request_latency", "From submission to the end.", _REQUEST_BUCKETS)
@@ -63,6 +65,8 @@ class EngineMetrics:
         info.labels(manifest=str(verification.get("manifest_sha256", "")), passed=passed).set(1)
         for reason in ("stop", "length", "abort", "error"):
             self._finished.labels(finished_reason=reason)  # there from the start, so that rates begin at zero
+        for deadline in ("queue", "total"):
+            self._timeouts.labels(deadline=deadline)
         self._alive = 0
 
     def queued(self) -> None:
@@ -89,6 +93,10 @@ class EngineMetrics:
         self._alive -= 1
         if self._alive == 0:  # no step may follow that would tell
             self._show(running=0, waiting=0, kv_usage=0.0)
+
+    def timed_out(self, deadline: Timeout) -> None:
+        """A request that ended did so because of a deadline."""
+        self._timeouts.labels(deadline=deadline).inc()
 
     def step(self, stats: EngineStats, prompt_tokens: int, generated_tokens: int) -> None:
         """A step went well."""

@@ -123,4 +123,3 @@ def together(seen: Seen) -> bool:
 def truncated(seen: Seen, logits: NDArray[np.float32] | None) -> NDArray[np.float32] | None:
     """Logits of a smaller vocabulary than the model's."""
     return None if logits is None else logits[:, :-1]
-

@@ -23,6 +23,7 @@ NAMES = {
     "bento_kv_prefix_cache_query_tokens": "counter",
     "bento_kv_prefix_cache_hit_tokens": "counter",
     "bento_kv_request_success": "counter",
+    "bento_kv_request_timeouts": "counter",
     "bento_kv_time_to_first_token_seconds": "histogram",
     "bento_kv_inter_token_latency_seconds": "histogram",
     "bento_kv_e2e_request_latency_seconds": "histogram",
