@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -89,9 +90,9 @@ def nan_for(marker: int) -> Fault:
 
 
 class Hang:
-    """Blocks every step from a number on until it is released."""
+    """Blocks every step, from one of a number or from `arm` on, until it is released."""
 
-    def __init__(self, step: int) -> None:
+    def __init__(self, step: float = math.inf) -> None:
         self.began = threading.Event()
         self._step = step
         self._released = threading.Event()
@@ -100,6 +101,9 @@ class Hang:
         if logits is None and seen.number >= self._step:
             self.began.set()
             assert self._released.wait(120), "nobody released the step"
+
+    def arm(self) -> None:
+        self._step = 0
 
     def release(self) -> None:
         self._released.set()

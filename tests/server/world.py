@@ -108,6 +108,7 @@ class World:
     defaults: SamplingParams = field(default_factory=lambda: SamplingParams(stop_token_ids=frozenset({EOS})))
     verification: Mapping[str, Any] = field(default_factory=lambda: dict(VERIFICATION))
     tokenizer: Any = field(default_factory=ByteTokenizer)
+    decoder: Any = None
 
     def client(self, **options: Any) -> openai.OpenAI:
         return openai.OpenAI(base_url=f"{self.url}/v1", max_retries=0, **{"api_key": "none", **options})
@@ -152,9 +153,10 @@ def serving(
     )
     watching = observer or Reasons()
     limits = EngineConfig(slots=slots, max_queue=max_queue, **(config or {}))
-    engine = Engine(wrap(decoder), ByteTokenizer().decode, limits, watching, recorders)
+    wrapped = wrap(decoder)
+    engine = Engine(wrapped, ByteTokenizer().decode, limits, watching, recorders)
     engine.start()
-    world = World(engine, watching, max_length=max_length, **backend)
+    world = World(engine, watching, decoder=wrapped, max_length=max_length, **backend)
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
         world.url = f"http://127.0.0.1:{listening.getsockname()[1]}"
