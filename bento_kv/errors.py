@@ -12,6 +12,7 @@
     ├── RequestError             a request cannot be served as it is (HTTP 400)
     │   └── ContextLengthError   prompt and answer do not fit in the context
     ├── QueueFullError           no room for another waiting request (HTTP 429)
+    ├── OutOfTimeError           a request has no answer within its time (HTTP 503)
     └── EngineClosedError        the engine takes no more requests (HTTP 503)
 
 Messages name the thing and the remedy in one sentence or two; callers may show them to users as they are.
@@ -86,6 +87,10 @@ class QueueFullError(BentoKVError):
     def __init__(self, message: str, *, retry_after: float) -> None:
         super().__init__(message)
         self.retry_after = retry_after
+
+
+class OutOfTimeError(BentoKVError):
+    """A request was given up because there was no answer within the time that it had."""
 
 
 class EngineClosedError(BentoKVError):

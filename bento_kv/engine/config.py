@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import get_args
 
 from bento_kv.plan import Exactness
@@ -42,6 +42,26 @@ class EngineConfig:
     max_queue_seconds: float | None = None
     max_seconds: float | None = None
     step_timeout: float = 300.0
+
+    def share(self, workers: int, cpus: int) -> EngineConfig:
+        """What one of several processes takes of these limits: threads are the CPUs' part unless set, slots and waiting
+        places are divided, rounded up.
+
+        Args:
+            workers: processes that share the machine, at least 1.
+            cpus: that they may use, all together.
+
+        Raises:
+            ValueError: there is not a process.
+        """
+        if workers < 1:
+            raise ValueError(f"workers is {workers}; it must be at least 1")
+        return replace(
+            self,
+            slots=math.ceil(self.slots / workers),
+            max_queue=math.ceil(self.max_queue / workers),
+            threads=self.threads or max(1, cpus // workers),
+        )
 
     def __post_init__(self) -> None:
         if self.exact not in get_args(Exactness):

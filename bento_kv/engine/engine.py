@@ -76,6 +76,7 @@ class Engine:
         self._alive_ids: set[str] = set()
         self._closing = False
         self._failed = False
+        self._telemetry.opened(self.stats())
 
     # -- any thread ---------------------------------------------------------------------------------------------------
 
@@ -163,7 +164,7 @@ class Engine:
         if drain:
             self._thread.join(timeout)
             self._inbox.put(self._abort_all)
-        self._thread.join(self._watchdog.timeout)
+        self._thread.join(self._watchdog.patience)
         if self._thread.is_alive():
             logger.critical("the engine does not stop: a step hangs")
             return False

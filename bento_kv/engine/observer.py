@@ -31,6 +31,10 @@ class EngineStats:
 class Observer(Protocol):
     """Called on the engine thread; durations are seconds. What it raises is logged and otherwise ignored."""
 
+    def opened(self, stats: EngineStats) -> None:
+        """The engine is ready; told once, before anything else."""
+        ...
+
     def queued(self) -> None:
         """A request was accepted."""
         ...
@@ -62,6 +66,9 @@ class Observer(Protocol):
 
 class NullObserver:
     """Watches nothing."""
+
+    def opened(self, stats: EngineStats) -> None:
+        return
 
     def queued(self) -> None:
         return

@@ -30,6 +30,9 @@ class Telemetry:
         self._observer = observer
         self._recorders = tuple(recorders)
 
+    def opened(self, stats: EngineStats) -> None:
+        self._tell(self._observer.opened, stats)
+
     def queued(self, generation: Generation) -> None:
         self._tell(self._observer.queued)
         if self._recorders:

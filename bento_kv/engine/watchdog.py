@@ -34,6 +34,12 @@ class Watchdog:
             logger.critical("a step has been running for more than %g seconds; the engine is not alive", self.timeout)
         return True
 
+    @property
+    def patience(self) -> float:
+        """Seconds until the step that runs counts as hanging; the timeout if none runs."""
+        began = self._began
+        return self.timeout if began is None else max(0.0, self.timeout - (time.perf_counter() - began))
+
     def __enter__(self) -> None:
         self._began = time.perf_counter()
 

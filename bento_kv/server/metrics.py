@@ -47,6 +47,9 @@ class EngineMetrics:
 
         self._running = gauge("num_requests_running", "Requests that have a slot.", "livesum")
         self._waiting = gauge("num_requests_waiting", "Requests that wait for a slot.", "livesum")
+        self._slots = gauge("num_slots", "Slots in all.", "livesum")
+        self._kv_used = gauge("kv_cache_used_tokens", "Used positions of the KV cache.", "livesum")
+        self._kv_total = gauge("kv_cache_total_tokens", "Positions of the KV cache in all.", "livesum")
         self._kv_usage = gauge("kv_cache_usage_ratio", "Used part of the KV cache's positions, 0 to 1.", "livemax")
         self._prompt_tokens = counter("prompt_tokens", "Prompt tokens computed.")
         self._generation_tokens = counter("generation_tokens", "Tokens generated.")
@@ -92,7 +95,7 @@ class EngineMetrics:
         self._e2e.observe(e2e_seconds)
         self._alive -= 1
         if self._alive == 0:  # no step may follow that would tell
-            self._show(running=0, waiting=0, kv_usage=0.0)
+            self._show(running=0, waiting=0)
 
     def timed_out(self, deadline: Timeout) -> None:
         """A request that ended did so because of a deadline."""
@@ -102,9 +105,15 @@ class EngineMetrics:
         """A step went well."""
         self._prompt_tokens.inc(prompt_tokens)
         self._generation_tokens.inc(generated_tokens)
-        self._show(stats.running, stats.waiting, stats.kv_tokens_used / stats.kv_tokens_total)
+        self._show(stats.running, stats.waiting, stats.kv_tokens_used, stats.kv_tokens_total)
 
-    def _show(self, running: int, waiting: int, kv_usage: float) -> None:
+    def opened(self, stats: EngineStats) -> None:
+        """The engine takes requests from now on."""
+        self._slots.set(stats.slots)
+        self._kv_total.set(stats.kv_tokens_total)
+
+    def _show(self, running: int, waiting: int, kv_used: int = 0, kv_total: int = 1) -> None:
         self._running.set(running)
         self._waiting.set(waiting)
-        self._kv_usage.set(kv_usage)
+        self._kv_used.set(kv_used)
+        self._kv_usage.set(kv_used / kv_total)

@@ -34,16 +34,16 @@ Fault = Callable[[Seen, NDArray[np.float32] | None], NDArray[np.float32] | None]
 
 
 class FaultyDecoder:
-    """A decoder with one fault, which can be taken away.
+    """A decoder with one fault, which can come and go.
 
     Args:
         decoder: who computes.
         fault: what goes wrong.
     """
 
-    def __init__(self, decoder: Decoder, fault: Fault) -> None:
+    def __init__(self, decoder: Decoder, fault: Fault | None = None) -> None:
         self.slots, self.max_length, self.vocab_size = decoder.slots, decoder.max_length, decoder.vocab_size
-        self.fault: Fault | None = fault
+        self.fault = fault
         self._decoder = decoder
         self._steps = 0
         self._prompts: dict[int, tuple[int, ...]] = {}

@@ -17,7 +17,10 @@ from tests.server.world import MODEL, VERIFICATION, World, serving
 NAMES = {
     "bento_kv_num_requests_running": "gauge",
     "bento_kv_num_requests_waiting": "gauge",
+    "bento_kv_num_slots": "gauge",
     "bento_kv_kv_cache_usage_ratio": "gauge",
+    "bento_kv_kv_cache_used_tokens": "gauge",
+    "bento_kv_kv_cache_total_tokens": "gauge",
     "bento_kv_prompt_tokens": "counter",
     "bento_kv_generation_tokens": "counter",
     "bento_kv_prefix_cache_query_tokens": "counter",
