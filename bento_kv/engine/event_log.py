@@ -75,7 +75,9 @@ class EventLog:
 
     def _write(self, events: Iterable[Event]) -> None:
         lines = "".join(json.dumps(self._entry(event), ensure_ascii=False) + "\n" for event in events)
-        data = (b"\n" if self._torn and lines else b"") + lines.encode("utf-8", errors="replace")
+        if not lines:
+            return
+        data = (b"\n" if self._torn else b"") + lines.encode("utf-8", errors="replace")
         try:
             while data:
                 written = os.write(self._file, data)

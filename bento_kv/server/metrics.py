@@ -6,7 +6,9 @@ BentoML sets at start-up: so it is imported when metrics are made, not before.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bento_kv.engine.deadlines import Timeout
@@ -35,6 +37,8 @@ class EngineMetrics:
         import prometheus_client as prometheus
 
         home = prometheus.REGISTRY if registry is None else registry
+        if registry is None:
+            _forget_dead_processes()
 
         def gauge(name: str, help: str, mode: Any, labels: tuple[str, ...] = ()) -> prometheus.Gauge:
             return prometheus.Gauge(f"bento_kv_{name}", help, labels, registry=home, multiprocess_mode=mode)
@@ -117,3 +121,17 @@ class EngineMetrics:
         self._waiting.set(waiting)
         self._kv_used.set(kv_used)
         self._kv_usage.set(kv_used / kv_total)
+
+
+def _forget_dead_processes() -> None:
+    """Take the gauges of workers that crashed out of the sums; those that end in order are taken out by BentoML."""
+    from prometheus_client import multiprocess
+
+    for file in Path(os.environ.get("PROMETHEUS_MULTIPROC_DIR", os.devnull)).glob("gauge_live*_*.db"):
+        process = int(file.stem.rpartition("_")[2])
+        try:
+            os.kill(process, 0)
+        except ProcessLookupError:
+            multiprocess.mark_process_dead(process)  # type: ignore[no-untyped-call]
+        except PermissionError:  # it is somebody else's, so it is there
+            continue

@@ -145,6 +145,7 @@ def serving(
     recorders: Sequence[Recorder] = (),
     observer: Observer | None = None,
     app_options: Mapping[str, Any] | None = None,
+    middleware: Callable[[Any], Any] = lambda app: app,
     **backend: Any,
 ) -> Iterator[World]:
     """The app on a free port of the loopback device, over a real engine, for as long as the context lasts."""
@@ -160,7 +161,9 @@ def serving(
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
         world.url = f"http://127.0.0.1:{listening.getsockname()[1]}"
-        config = uvicorn.Config(openai_app(world, **(app_options or {})), log_level="warning", loop="asyncio")
+        config = uvicorn.Config(
+            middleware(openai_app(world, **(app_options or {}))), log_level="warning", loop="asyncio"
+        )
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
         thread.start()
