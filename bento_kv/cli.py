@@ -5,6 +5,7 @@ Exit codes: 0 success; 1 the thing checked is not right; 2 it could not be done.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shlex
 import signal
@@ -361,6 +362,28 @@ async def _generate(target: str, prompt: str, threads: int | None, as_json: bool
     finally:
         runnable.close(timeout=0)
     click.echo(json.dumps({"text": text, "tokens": tokens, "finish_reason": reason}) if as_json else "")
+
+
+@main.command()
+@click.argument("url", default="http://localhost:3000")
+@click.option("--interval", type=click.FloatRange(min=0.1), default=1.0, show_default=True, help="Seconds to a frame.")
+@click.option("--once", is_flag=True, help="Print one frame and end.")
+@_as_json
+def top(url: str, interval: float, once: bool, as_json: bool) -> None:
+    """Watch the server at URL: slots, queue, speed, latencies, from its /metrics. Ctrl+C ends."""
+    from rich.console import Console
+
+    from bento_kv.top.scrape import base_url
+    from bento_kv.top.view import frames, render, watch
+
+    server = base_url(url)
+    if as_json:
+        click.echo(json.dumps(asdict(next(frames(server, interval)))))
+    elif once or not sys.stdout.isatty():
+        Console().print(render(next(frames(server, interval))))
+    else:
+        with contextlib.suppress(KeyboardInterrupt):  # that is how one leaves
+            watch(server, interval, Console())
 
 
 def _write_page(path: Path, page: str) -> None:

@@ -9,6 +9,7 @@
     ├── VerificationError        a proof failed, is missing, or does not hold on this machine
     ├── DecoderError             a step was asked for, or went, wrong
     ├── TraceError               a step trace cannot be read as one
+    ├── MetricsError             a server's metrics cannot be read
     ├── RequestError             a request cannot be served as it is (HTTP 400)
     │   └── ContextLengthError   prompt and answer do not fit in the context
     ├── QueueFullError           no room for another waiting request (HTTP 429)
@@ -55,6 +56,10 @@ class DecoderError(BentoKVError):
 
 class TraceError(BentoKVError):
     """A step trace cannot be read as one; the message names the line, the field and the remedy."""
+
+
+class MetricsError(BentoKVError):
+    """A server that cannot be watched: it is not there, or its metrics are not this engine's."""
 
 
 class RequestError(BentoKVError):
