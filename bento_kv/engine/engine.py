@@ -195,7 +195,7 @@ class Engine:
         for row in plan.rows:
             self._telemetry.admitted(self._in_slot(row.slot))
         try:
-            logits = self._compute(plan)  # [rows, vocab_size]
+            logits = self._compute(plan)  # by row, [vocab_size]
         except Exception:
             logger.exception("a step of %d requests failed; each is tried alone", len(plan.rows))
             plan, logits = self._salvage(plan)
@@ -258,14 +258,14 @@ class Engine:
         except Empty:
             return
 
-    def _compute(self, plan: StepPlan) -> NDArray[np.float32]:
+    def _compute(self, plan: StepPlan) -> Sequence[NDArray[np.float32]]:
         logits = self._decoder.step(plan)
         expected = (sum(row.logits for row in plan.rows), self._limits.vocab_size)
         if logits.shape != expected:
             raise DecoderError(f"the decoder answered with logits of shape {logits.shape} instead of {expected}")
-        return logits
+        return list(logits)
 
-    def _salvage(self, plan: StepPlan) -> tuple[StepPlan, NDArray[np.float32]]:
+    def _salvage(self, plan: StepPlan) -> tuple[StepPlan, Sequence[NDArray[np.float32]]]:
         """After a failure: end the requests whose rows fail alone too, and return the rest of the step."""
         salvage = each_alone(self._compute, plan)
         for slot, error in salvage.failed.items():

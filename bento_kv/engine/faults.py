@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,17 +17,17 @@ class Salvage:
 
     Attributes:
         plan: the rows that could be computed alone, in their order; perhaps none.
-        logits: of `plan`, `[sum(row.logits for row in plan.rows), vocab_size]`.
+        logits: of `plan`, by row.
         failed: why the others could not, by slot.
     """
 
     plan: StepPlan
-    logits: NDArray[np.float32]
+    logits: Sequence[NDArray[np.float32]]
     failed: Mapping[int, Exception]
 
 
-def each_alone(compute: Callable[[StepPlan], NDArray[np.float32]], plan: StepPlan) -> Salvage:
-    """Compute each row of a plan in a step of its own.
+def each_alone(compute: Callable[[StepPlan], Sequence[NDArray[np.float32]]], plan: StepPlan) -> Salvage:
+    """Compute each row of a plan in a step of its own; `compute` gives logits by row.
 
     A step that failed may have written any part of its rows' own positions. Trying again writes all of them, and what
     stands before them was not touched; and since a row's bits do not depend on its neighbours, what comes out is what
@@ -39,8 +39,8 @@ def each_alone(compute: Callable[[StepPlan], NDArray[np.float32]], plan: StepPla
     failed: dict[int, Exception] = {}
     for row in plan.rows:
         try:
-            logits.append(compute(StepPlan((row,))))
+            logits.extend(compute(StepPlan((row,))))
             rows.append(row)
         except Exception as error:  # noqa: BLE001 - it becomes the end of the row's request
             failed[row.slot] = error
-    return Salvage(StepPlan(tuple(rows)), np.concatenate(logits) if logits else np.empty((0, 0), np.float32), failed)
+    return Salvage(StepPlan(tuple(rows)), logits, failed)
