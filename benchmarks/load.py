@@ -16,6 +16,7 @@ import asyncio
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
 import time
@@ -265,6 +266,7 @@ def main() -> None:
     parser.add_argument("--peer-path", default="/v1/completions", help="or /v1/chat/completions")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that the server is stopped too
     options.clients = options.clients or (300 if options.mode == "storm" else 32)
     os.environ["BENTOML_HOME"] = str(HOME)  # before bentoml is imported
     HOME.mkdir(parents=True, exist_ok=True)

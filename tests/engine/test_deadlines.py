@@ -132,3 +132,15 @@ def test_closing_does_not_wait_for_a_step_that_hangs() -> None:
     assert not engine.close(timeout=0)
     hang.release()
     assert engine.close()
+
+
+@pytest.mark.parametrize(
+    ("workers", "cpus", "slots", "max_queue", "threads"),
+    [(1, 2, 16, 256, 2), (2, 2, 8, 128, 1), (3, 2, 6, 86, 1), (2, 9, 8, 128, 4)],
+)
+def test_workers_take_their_parts(workers: int, cpus: int, slots: int, max_queue: int, threads: int) -> None:
+    share = EngineConfig(step_timeout=7).share(workers, cpus)
+    assert (share.slots, share.max_queue, share.threads, share.step_timeout) == (slots, max_queue, threads, 7)
+    assert EngineConfig(threads=3).share(workers, cpus).threads == 3
+    with pytest.raises(ValueError, match="workers"):
+        EngineConfig().share(0, cpus)
