@@ -125,7 +125,7 @@ def chats(model: str, decode: Any, vocab_size: int, context: int, options: argpa
         return str(decode([rng.randrange(FIRST_PLAIN_ID, vocab_size) for _ in range(count)]))
 
     def chat(messages: list[dict[str, str]]) -> Ask:
-        body = {"model": model, "messages": messages, "max_tokens": 16, "temperature": 0, "ignore_eos": True}
+        body = {"model": model, "messages": messages, "max_tokens": 16, "temperature": 1, "seed": 1, "ignore_eos": True}
         return Ask("/v1/chat/completions", {**body, "stream": True, "stream_options": {"include_usage": True}})
 
     turn = context // (4 * options.turns)
@@ -148,7 +148,7 @@ def prefix(server: Server, asks: dict[str, list[Ask]]) -> Json:
         records = sorted(fire(server.url, own, 1 if name == "turns" else len(own)), key=lambda it: it["index"])
         outcome[name] = {
             **summary(records),
-            "first_token_ms_each": [round(1000 * (it["times"][0] - it["due"]), 2) for it in records if it["times"]],
+            "first_token_ms_each": [round(1000 * (it["first"] - it["due"]), 2) for it in records],
             "hit_tokens": server.metric("prefix_cache_hit_tokens_total") - before[0],
             "query_tokens": server.metric("prefix_cache_query_tokens_total") - before[1],
             "texts": [it["text"] for it in records],

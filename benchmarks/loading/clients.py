@@ -25,7 +25,16 @@ async def one(http: httpx.AsyncClient, ask: dict[str, Any], start: float) -> dic
     """Send a request and read its stream. `status` 0 means that there was none."""
     now = time.perf_counter() - start
     record: dict[str, Any] = {"due": now if ask["at"] is None else ask["at"], "sent": now}
-    record |= {"status": 0, "text": "", "times": [], "tokens": 0, "finish": None, "error": None, "left": False}
+    record |= {
+        "status": 0,
+        "first": None,
+        "text": "",
+        "times": [],
+        "tokens": 0,
+        "finish": None,
+        "error": None,
+        "left": False,
+    }
     try:
         async with asyncio.timeout(PATIENCE if ask["leave"] is None else ask["leave"]):
             async with http.stream("POST", ask["path"], json=ask["body"]) as response:
@@ -58,6 +67,7 @@ async def _read(response: httpx.Response, record: dict[str, Any], start: float) 
         if chunk.get("usage"):
             record["tokens"] = chunk["usage"]["completion_tokens"]
         for choice in chunk.get("choices", ()):
+            record["first"] = record["first"] or time.perf_counter() - start
             text = choice["text"] if "text" in choice else choice["delta"].get("content") or ""
             if text:
                 record["text"] += text

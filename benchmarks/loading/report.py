@@ -38,7 +38,7 @@ def summary(records: Sequence[Record]) -> dict[str, Any]:
         "seconds": round(span, 2),
         "requests_per_second": round(len(whole) / span, 2) if span else 0.0,
         "tokens_per_second": round(sum(record["tokens"] for record in whole) / span, 1) if span else 0.0,
-        "first_token_ms": percentiles(record["times"][0] - record["due"] for record in whole if record["times"]),
+        "first_token_ms": percentiles(record["first"] - record["due"] for record in whole),
         "inter_token_ms": percentiles(b - a for record in whole for a, b in pairwise(record["times"])),
         "whole_answer_ms": percentiles(record["end"] - record["due"] for record in whole),
     }

@@ -16,6 +16,7 @@ from bento_kv import demo
 
 SHORTEST_PROMPT, LONGEST_PROMPT = 8, 1500  # tokens
 SHORTEST_ANSWER, LONGEST_ANSWER = 4, 128
+STAY = 0.1  # part of the clients that wait for their answer where most leave
 FIRST_PLAIN_ID = 16  # below are special tokens
 
 
@@ -94,12 +95,13 @@ def plain(asks: Sequence[Ask], model: str, path: str, decode: Any) -> list[Ask]:
 
 
 def poisson(asks: Sequence[Ask], rate: float, seconds: float, seed: int, *, leave: float | None = None) -> list[Ask]:
-    """Requests drawn at random, coming at `rate` a second for so long; each leaves within `leave` seconds, if that is given."""
+    """Requests drawn at random, coming at `rate` a second for so long; most leave within `leave` seconds, if given."""
     rng = random.Random(seed)
     at, due = 0.0, []
     while (at := at + rng.expovariate(rate)) < seconds:
         ask = asks[rng.randrange(len(asks))]
-        due.append(Ask(ask.path, ask.body, at, None if leave is None else rng.uniform(0, leave)))
+        stays = leave is None or rng.random() < STAY
+        due.append(Ask(ask.path, ask.body, at, None if leave is None or stays else rng.uniform(0, leave)))
     return due
 
 
