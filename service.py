@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 from collections.abc import AsyncGenerator
 from dataclasses import replace
 from http import HTTPStatus
@@ -98,7 +99,8 @@ class LanguageModel:
             event_log=arguments.event_log,
             workers=arguments.workers,
         )
-        self.runnable.drain_on_sigterm(timeout=arguments.drain_timeout)
+        if threading.current_thread() is threading.main_thread():  # as in every worker; a test client has no signals
+            self.runnable.drain_on_sigterm(timeout=arguments.drain_timeout)
 
     @bentoml.api(input_spec=Prompt)
     async def generate(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -15,10 +16,35 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.e2e.server import Server, serving
+from tests.e2e.server import ROOT, Server, serving
 
 LONG = {"model": "demo", "prompt": "Hello", "max_tokens": 900, "ignore_eos": True}
 SHORT = {"model": "demo", "messages": [{"role": "user", "content": "What is 17 + 25?"}]}
+
+
+TRACED = """
+import json
+from starlette.testclient import TestClient
+import service
+from bentoml._internal.configuration.containers import BentoMLContainer
+
+with TestClient(service.LanguageModel.to_asgi(is_main=True)) as client:
+    body = {"model": "demo", "messages": [{"role": "user", "content": "What is 17 + 25?"}]}
+    reply = client.post("/v1/chat/completions", json=body, headers={"traceparent": f"00-{'a' * 32}-{'b' * 16}-01"})
+provider = BentoMLContainer.tracer_provider.get()
+provider.force_flush()
+(processor,) = provider._active_span_processor._span_processors
+spans = processor.span_exporter.get_finished_spans()
+names = {span.context.span_id: span.name for span in spans}
+told = [[span.name, names.get(span.parent.span_id) if span.parent else None, hex(span.context.trace_id)] for span in spans]
+print(json.dumps([reply.status_code, told]))
+"""
+TRACING = """
+services:
+  tracing:
+    exporter_type: in_memory
+    sample_rate: 1.0
+"""
 
 
 def look(server: Server) -> dict[str, Any]:
@@ -75,3 +101,22 @@ def test_two_workers_share_count_together_and_drain(tmp_path: Path) -> None:
     ends = [event for event in told if event["event"] == "finished"]
     assert len(ends) == 36
     assert {event["worker"] for event in told} <= set(workers)
+
+
+def test_spans_go_where_bentoml_sends_its_own(tmp_path: Path) -> None:
+    config = tmp_path / "tracing.yaml"
+    config.write_text(TRACING)
+    environment = {**os.environ, "BENTOML_CONFIG": str(config)}
+    command = [sys.executable, "-c", TRACED]
+    run = subprocess.run(command, cwd=ROOT, env=environment, check=True, capture_output=True, text=True, timeout=300)
+    status, told = json.loads(run.stdout.splitlines()[-1])
+    http = "POST /v1/chat/completions"
+    assert status == 200
+    assert [[name, parent] for name, parent, _ in told if "http " not in name] == [
+        ["queue", "text_completion demo"],
+        ["prefill", "text_completion demo"],
+        ["decode", "text_completion demo"],
+        ["text_completion demo", http],
+        [http, None],
+    ]
+    assert {trace for _, _, trace in told} == {hex(int("a" * 32, 16))}

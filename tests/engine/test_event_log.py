@@ -125,5 +125,20 @@ def test_a_file_that_cannot_be_opened_is_named(tmp_path: Path) -> None:
         EventLog(tmp_path / "nowhere" / "events.jsonl")
 
 
+def test_a_recorder_that_raises_is_ignored() -> None:
+    class Broken:
+        def record(self, event: Event) -> None:
+            raise ValueError
+
+        def close(self) -> None:
+            raise ValueError
+
+    who = client(temperature=0, max_tokens=3)
+    engine = Engine(FakeDecoder(logits=always("abc")), letters, EngineConfig(), recorders=[Broken()])
+    engine.submit(who.request)
+    assert engine.close()
+    assert who.text == "abc"
+
+
 def _event(request_id: str) -> Event:
     return Event(kind="first_token", request=client(request_id=request_id).request, at=0.0)
