@@ -6,6 +6,7 @@ import math
 import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,7 +22,7 @@ class Seen:
     Attributes:
         number: of the step, from 0.
         rows: of the plan.
-        prompts: of the plan's rows, in their order: the tokens that the slot was begun with.
+        prompts: of the plan's rows, in their order: the tokens that stand in the slot, those of the step included.
     """
 
     number: int
@@ -42,16 +43,17 @@ class FaultyDecoder:
     """
 
     def __init__(self, decoder: Decoder, fault: Fault | None = None) -> None:
-        self.slots, self.max_length, self.vocab_size = decoder.slots, decoder.max_length, decoder.vocab_size
         self.fault = fault
         self._decoder = decoder
         self._steps = 0
         self._prompts: dict[int, tuple[int, ...]] = {}
 
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._decoder, name)
+
     def step(self, plan: StepPlan) -> NDArray[np.float32]:
         for row in plan.rows:
-            if row.start == 0:
-                self._prompts[row.slot] = tuple(row.tokens)
+            self._prompts[row.slot] = (*self._prompts.get(row.slot, ())[: row.start], *row.tokens)
         seen = Seen(self._steps, plan.rows, [self._prompts[row.slot] for row in plan.rows])
         self._steps += 1
         fault = self.fault
