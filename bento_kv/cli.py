@@ -5,6 +5,7 @@ Exit codes: 0 success; 1 the thing checked is not right; 2 it could not be done.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shlex
 import signal
@@ -402,6 +403,28 @@ def bench(target: str, batches: list[int], prompt: int, threads: int | None, exa
     click.echo(f"{'phase':8} {'batch':>5} {'prompt':>6} {'ms a step':>10} {'tokens/s':>10}")
     for each in found:
         click.echo(f"{each.phase:8} {each.batch:5} {each.prompt:6} {each.step_ms:10.2f} {each.tokens_per_second:10.0f}")
+
+
+@main.command()
+@click.argument("url", default="http://localhost:3000")
+@click.option("--interval", type=click.FloatRange(min=0.1), default=1.0, show_default=True, help="Seconds to a frame.")
+@click.option("--once", is_flag=True, help="Print one frame and end.")
+@_as_json
+def top(url: str, interval: float, once: bool, as_json: bool) -> None:
+    """Watch the server at URL: slots, queue, speed, latencies, from its /metrics. Ctrl+C ends."""
+    from rich.console import Console
+
+    from bento_kv.top.scrape import base_url
+    from bento_kv.top.view import frames, render, watch
+
+    server = base_url(url)
+    if as_json:
+        click.echo(json.dumps(asdict(next(frames(server, interval)))))
+    elif once or not sys.stdout.isatty():
+        Console().print(render(next(frames(server, interval))))
+    else:
+        with contextlib.suppress(KeyboardInterrupt):  # that is how one leaves
+            watch(server, interval, Console())
 
 
 def _write_page(path: Path, page: str) -> None:

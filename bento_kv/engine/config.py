@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from typing import get_args
 
 from bento_kv.plan import Exactness
@@ -46,8 +47,13 @@ class EngineConfig:
         prefix_cache_tokens: positions that cached prefixes may take beyond the slots; what `kv_tokens` leaves unless set.
         speculation: guesses of the next tokens that a request may have checked in a step, at most; 0 guesses nothing.
             They are looked up in the prompt and the output, which makes answers that repeat these faster and changes none
-            in mode `full`. In mode `batch` a checked token has the low bits of a prefilled one. There are never more than
-            let all slots check theirs within `prefill_chunk` tokens.
+            in mode `full`. In mode `batch` a checked token has the low bits of a prefilled one. There are never more
+            than `prefill_chunk // slots - 1`, so that a step of all slots has no more tokens than a chunk.
+        max_queue_seconds: a request that has waited longer than this for its first step ends without an answer; a request
+            may ask for less. No limit unless set.
+        max_seconds: an answer that is not complete this long after its request came is cut; a request may ask for less.
+            No limit unless set.
+        step_timeout: seconds after which a step counts as hanging, and the engine as not alive.
 
     Raises:
         ValueError: a value is out of range.
@@ -66,6 +72,31 @@ class EngineConfig:
     prefix_cache: bool = True
     prefix_cache_tokens: int | None = None
     speculation: int = 0
+    max_queue_seconds: float | None = None
+    max_seconds: float | None = None
+    step_timeout: float = 300.0
+
+    def share(self, workers: int, cpus: int) -> EngineConfig:
+        """What one of several processes takes of these limits: threads are the CPUs' part unless set; slots and waiting
+        places are divided, rounded up; positions of the KV cache are divided if they are set, rounded down.
+
+        Args:
+            workers: processes that share the machine, at least 1.
+            cpus: that they may use, all together.
+
+        Raises:
+            ValueError: there is not a process, or `kv_tokens` is too few for so many.
+        """
+        if workers < 1:
+            raise ValueError(f"workers is {workers}; it must be at least 1")
+        return replace(
+            self,
+            slots=math.ceil(self.slots / workers),
+            max_queue=math.ceil(self.max_queue / workers),
+            threads=self.threads or max(1, cpus // workers),
+            kv_tokens=None if self.kv_tokens is None else self.kv_tokens // workers,
+            prefix_cache_tokens=None if self.prefix_cache_tokens is None else self.prefix_cache_tokens // workers,
+        )
 
     def __post_init__(self) -> None:
         if self.exact not in get_args(Exactness):
@@ -74,3 +105,7 @@ class EngineConfig:
             value = getattr(self, name)
             if value is not None and value < least:
                 raise ValueError(f"{name} is {value}; it must be at least {least}")
+        for name in ("max_queue_seconds", "max_seconds", "step_timeout"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value < math.inf:
+                raise ValueError(f"{name} is {value}; it must be a number of seconds above 0")

@@ -10,6 +10,7 @@ from dataclasses import replace
 import numpy as np
 from numpy.typing import NDArray
 
+from bento_kv.engine.deadlines import Deadlines
 from bento_kv.engine.logits import token_logprobs
 from bento_kv.engine.lookup import Speculation
 from bento_kv.engine.request import Detokenize, FinishReason, Request, StepOutput
@@ -28,6 +29,7 @@ class Generation:
         request: as it was submitted, in range.
         max_tokens: tokens that it may generate.
         detokenize: token ids to text.
+        deadlines: how long it may wait and take.
         speculation: drafts that a step may check, unless the request says.
 
     Attributes:
@@ -38,7 +40,15 @@ class Generation:
         last_token: when its last token was chosen, if one was.
     """
 
-    def __init__(self, request: Request, max_tokens: int, detokenize: Detokenize, speculation: int = 0) -> None:
+    def __init__(
+        self,
+        request: Request,
+        max_tokens: int,
+        detokenize: Detokenize,
+        *,
+        deadlines: Deadlines,
+        speculation: int = 0,
+    ) -> None:
         self.request = request
         self.sequence = SequenceState(
             request.id,
@@ -51,12 +61,27 @@ class Generation:
         self.arrived = time.perf_counter()
         self.admitted: float | None = None
         self.last_token: float | None = None
+        self._ends = deadlines.ends(self.arrived)
         self._left = max_tokens  # tokens that may still be chosen
         asked = request.params.speculation
         self._most_drafts = speculation if asked is None else asked
         self._speculation: Speculation | None = None  # until the first token: who waits has no need of it
         self._sampler = Sampler(request.params, request.prompt_ids)
         self._text = OutputText(detokenize, request.params.stop)
+
+    @property
+    def deadline(self) -> float:
+        """When it is out of time, as it stands."""
+        return self._ends.queue if self.admitted is None else self._ends.total
+
+    def time_out(self) -> StepOutput:
+        """The last event of a request that is out of time: the rest of its text, or that there is none."""
+        if self.last_token is None:
+            return StepOutput(finish_reason="abort", timeout="queue" if self.admitted is None else "total")
+        text, stop = self._text.finish()
+        if stop is not None:
+            return StepOutput(text=text, finish_reason="stop", stop_reason=stop)
+        return StepOutput(text=text, finish_reason="length", timeout="total")
 
     def advance(self, logits: NDArray[np.float32], drafts: Sequence[int] = ()) -> StepOutput:
         """Choose the next token, and one more for each draft that turns out to be what is chosen.

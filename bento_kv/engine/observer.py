@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+from bento_kv.engine.deadlines import Timeout
 from bento_kv.engine.request import FinishReason
 
 
@@ -34,6 +35,10 @@ class EngineStats:
 class Observer(Protocol):
     """Called on the engine thread; durations are seconds. What it raises is logged and otherwise ignored."""
 
+    def opened(self, stats: EngineStats) -> None:
+        """The engine is ready; told once, before anything else."""
+        ...
+
     def queued(self) -> None:
         """A request was accepted."""
         ...
@@ -58,6 +63,14 @@ class Observer(Protocol):
         """A request ended, this long after it was submitted; told once a request."""
         ...
 
+    def timed_out(self, deadline: Timeout) -> None:
+        """A request that ended did so because of a deadline."""
+        ...
+
+    def speculation(self, draft_tokens: int, accepted_tokens: int) -> None:
+        """A step checked so many guesses, and so many of them became part of answers; told only if there were any."""
+        ...
+
     def step(self, stats: EngineStats, prompt_tokens: int, generated_tokens: int) -> None:
         """A step went well: it computed and chose so many tokens; `stats` are the books after it."""
         ...
@@ -65,6 +78,9 @@ class Observer(Protocol):
 
 class NullObserver:
     """Watches nothing."""
+
+    def opened(self, stats: EngineStats) -> None:
+        return
 
     def queued(self) -> None:
         return
@@ -82,6 +98,12 @@ class NullObserver:
         return
 
     def finished(self, reason: FinishReason, e2e_seconds: float, prompt_tokens: int, generated_tokens: int) -> None:
+        return
+
+    def timed_out(self, deadline: Timeout) -> None:
+        return
+
+    def speculation(self, draft_tokens: int, accepted_tokens: int) -> None:
         return
 
     def step(self, stats: EngineStats, prompt_tokens: int, generated_tokens: int) -> None:

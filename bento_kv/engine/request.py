@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextvars
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
@@ -9,6 +10,7 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from bento_kv.engine.deadlines import Deadlines, Timeout
 from bento_kv.plan import StepPlan
 
 FinishReason = Literal["stop", "length", "abort", "error"]
@@ -125,6 +127,8 @@ class StepOutput:
         logprobs: one entry per token of `token_ids` if they were asked for.
         finish_reason: set on the last event of a request and only there.
         stop_reason: the stop text or stop token id that ended it, if one did.
+        timeout: the deadline that ended it, if one did: with finish reason `abort` if there is no answer yet, with
+            `length` if there is a part of one.
         error: what went wrong, if `finish_reason` is `error`.
     """
 
@@ -133,6 +137,7 @@ class StepOutput:
     logprobs: tuple[TokenLogprobs, ...] = ()
     finish_reason: FinishReason | None = None
     stop_reason: str | int | None = None
+    timeout: Timeout | None = None
     error: str | None = None
 
 
@@ -148,6 +153,8 @@ class Request:
         priority: lower is more urgent, as in vLLM; among equals the first comes first.
         cache_salt: requests share cached prefixes only with those of the same salt, as in vLLM: who does not know it cannot
             find out by the clock what was asked before.
+        deadlines: how long it may wait and take; the engine's own where unset.
+        context: where it was submitted, for those who record events; None if nobody cares.
     """
 
     id: str
@@ -156,3 +163,5 @@ class Request:
     emit: Callable[[StepOutput], None]
     priority: int = 0
     cache_salt: str | None = None
+    deadlines: Deadlines = field(default_factory=Deadlines)
+    context: contextvars.Context | None = None

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import uuid
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 from types import TracebackType
 from typing import Self
 
+from bento_kv.engine.deadlines import Deadlines
 from bento_kv.engine.engine import Engine
 from bento_kv.engine.request import Request, SamplingParams, StepOutput
 
@@ -30,6 +33,7 @@ class TokenStream:
         params: SamplingParams,
         request_id: str,
         *,
+        deadlines: Deadlines,
         priority: int = 0,
         cache_salt: str | None = None,
     ) -> None:
@@ -40,6 +44,7 @@ class TokenStream:
             prompt_ids=tuple(prompt_ids),
             params=params,
             emit=self._emit,
+            deadlines=deadlines,
             priority=priority,
             cache_salt=cache_salt,
         )
@@ -75,7 +80,7 @@ class TokenStream:
         if self._loop is not None:
             raise RuntimeError("a token stream can be entered once")
         self._loop = asyncio.get_running_loop()
-        return self._request
+        return replace(self._request, context=contextvars.copy_context())
 
     def _emit(self, output: StepOutput) -> None:
         """Hand an event over; runs on the engine thread."""
@@ -102,6 +107,7 @@ def open_stream(
     params: SamplingParams,
     request_id: str | None = None,
     *,
+    deadlines: Deadlines | None = None,
     priority: int = 0,
     cache_salt: str | None = None,
 ) -> TokenStream:
@@ -112,7 +118,16 @@ def open_stream(
         prompt_ids: at least one token id.
         params: how to choose tokens and when to stop.
         request_id: unique among the requests alive; made up unless given.
+        deadlines: how long it may wait and take; the engine's own unless given.
         priority, cache_salt: see `Request`.
     """
     name = request_id if request_id is not None else uuid.uuid4().hex
-    return TokenStream(engine, prompt_ids, params, name, priority=priority, cache_salt=cache_salt)
+    return TokenStream(
+        engine,
+        prompt_ids,
+        params,
+        name,
+        deadlines=deadlines or Deadlines(),
+        priority=priority,
+        cache_salt=cache_salt,
+    )

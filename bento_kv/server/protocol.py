@@ -2,8 +2,8 @@
 
 Each field is in one of three classes, and none is ignored silently:
 - **supported**: a field of a model below. `top_k`, `min_p`, `repetition_penalty`, `stop_token_ids`, `ignore_eos`,
-  `priority` and `cache_salt` go beyond OpenAI's, under the names that other open servers gave them, and `speculation`
-  under a name of our own;
+  `priority` and `cache_salt` go beyond OpenAI's, under the names that other open servers gave them; so do `max_time`,
+  transformers' name, and `max_queue_time` and `speculation`, under names of our own;
 - **accepted**: changes nothing here (`ACCEPTED_WITHOUT_EFFECT`), is type-checked and left at that;
 - **refused**: OpenAI has it and this server does not (`REFUSED_*`). It gets 400 with its name, unless its value asks
   for what happens anyway; that value is listed with it.
@@ -29,6 +29,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from bento_kv.engine.deadlines import Deadlines
 from bento_kv.errors import RequestError
 from bento_kv.server.fields import (
     TOKEN_ID_LIMIT,
@@ -173,6 +174,8 @@ class GenerationRequest(Body):
     )
     ignore_eos: bool | None = Field(None, description="true or false")
     speculation: int | None = Field(None, ge=0, lt=TOKEN_ID_LIMIT, description="an integer of at least 0; 0 is off")
+    max_time: float | None = Field(None, gt=0, allow_inf_nan=False, description="a number of seconds above 0")
+    max_queue_time: float | None = Field(None, gt=0, allow_inf_nan=False, description="a number of seconds above 0")
     logit_bias: Annotated[Mapping[int, float], PlainValidator(parse_logit_bias)] = {}
     n: int | None = Field(None, ge=1, le=MAX_CHOICES, description=f"an integer between 1 and {MAX_CHOICES}")
     stream: bool | None = Field(None, description="true or false")
@@ -202,6 +205,12 @@ class GenerationRequest(Body):
     def choices(self) -> int:
         """Choices for each prompt."""
         return self.n or 1
+
+    @property
+    def deadlines(self) -> Deadlines:
+        """How long the answer may take: `max_time` seconds in all, after which it is cut with finish reason `length`, and
+        `max_queue_time` until its first step begins, after which it is given up."""
+        return Deadlines(max_queue_time=self.max_queue_time, max_time=self.max_time)
 
     @property
     def include_usage(self) -> bool:

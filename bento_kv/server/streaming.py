@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-import uuid
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -18,7 +17,7 @@ from bento_kv.server import jsontext
 from bento_kv.server.backend import Backend
 from bento_kv.server.choices import ChatChoice, Choice, TextChoice
 from bento_kv.server.exchange import Exchange
-from bento_kv.server.problems import internal, unavailable
+from bento_kv.server.problems import internal, timed_out, unavailable
 from bento_kv.server.prompts import EncodedPrompt
 from bento_kv.server.protocol import ChatRequest, CompletionRequest
 from bento_kv.server.sampling import sampling_params
@@ -48,8 +47,8 @@ class Envelope:
     created: int = field(default_factory=lambda: int(time.time()))
 
     @classmethod
-    def of(cls, request: ChatRequest | CompletionRequest, backend: Backend) -> Envelope:
-        unique = uuid.uuid4().hex
+    def of(cls, request: ChatRequest | CompletionRequest, backend: Backend, request_id: str) -> Envelope:
+        unique = request_id.removeprefix("req_")  # what one log says of an answer is found in the other
         digest = backend.verification.get("manifest_sha256")
         fingerprint = f"bkv-{digest[:12]}" if digest else None
         if isinstance(request, ChatRequest):
@@ -94,7 +93,7 @@ async def answer(
         RequestError, QueueFullError, EngineClosedError: as `Engine.submit`.
         Problem: the engine failed or shut down before the end.
     """
-    envelope = Envelope.of(request, backend)
+    envelope = Envelope.of(request, backend, exchange.id)
     streams = _streams(backend, request, prompts, envelope.id)
     choices = _choices(backend, request, prompts)
     usage = Usage(prompts)
@@ -165,6 +164,7 @@ def _streams(
             prompt.ids,
             choice,
             f"{answer_id}-{index}",
+            deadlines=request.deadlines,
             priority=request.priority or 0,
             cache_salt=request.cache_salt,
         )
@@ -220,6 +220,8 @@ def _check(output: StepOutput, exchange: Exchange) -> None:
     if output.finish_reason == "error":
         _LOG.error("request %s ends with an error: %s", exchange.id, output.error)
         raise internal(exchange.id)
+    if output.finish_reason == "abort" and output.timeout is not None:
+        raise timed_out(output.timeout)
     if output.finish_reason == "abort":
         raise unavailable("The request was aborted: the server is shutting down.")
 

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from bento_kv.engine.config import EngineConfig
 from bento_kv.engine.engine import Engine
-from bento_kv.engine.observer import EngineStats
+from bento_kv.engine.observer import EngineStats, NullObserver
 from bento_kv.engine.request import FinishReason, SamplingParams, StepOutput
 from bento_kv.errors import ContextLengthError, EngineClosedError, QueueFullError, RequestError
 from bento_kv.plan import Exactness, StepPlan
@@ -241,7 +241,7 @@ def test_an_emit_that_raises_ends_only_its_request(max_tokens: int) -> None:
     engine.submit(client(request_id="bad", max_tokens=1).request)
 
 
-class Recorder:
+class Recorder(NullObserver):
     """Writes down what it is told, durations left out."""
 
     def __init__(self) -> None:
@@ -316,7 +316,7 @@ def test_drafts_change_no_output(exact: Exactness) -> None:
             engine.submit(who.request)
         engine.step()
         for guess in ("bzz", "bcd", "zzz") * 4:
-            if draft and (generation := engine._generations.get("x")):
+            if draft and (generation := engine._core.generations.get("x")):
                 generation.sequence.drafts = to_ids(guess)
             engine.step()
             engine.check_books()

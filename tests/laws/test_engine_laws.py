@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bento_kv.engine.config import EngineConfig
+from bento_kv.engine.deadlines import Deadlines
 from bento_kv.engine.engine import Engine
 from bento_kv.engine.observer import EngineStats, NullObserver
 from bento_kv.engine.request import FinishReason, SamplingParams
@@ -54,6 +55,7 @@ class Load:
     arrivals: list[int] = field(default_factory=list)
     aborts: dict[int, int] = field(default_factory=dict)  # request: step
     failures: set[int] = field(default_factory=set)  # steps that raise
+    late: set[int] = field(default_factory=set)  # requests that are out of time when they come
 
 
 @st.composite
@@ -62,7 +64,8 @@ def loads(draw: st.DrawFn, count: int, *, trouble: bool) -> Load:
     if not trouble or not count:
         return Load(arrivals)
     aborts = draw(st.dictionaries(st.integers(0, count - 1), st.integers(0, 20), max_size=3))
-    return Load(arrivals, aborts, draw(st.sets(st.integers(0, 30), max_size=2)))
+    late = draw(st.sets(st.integers(0, count - 1), max_size=2))
+    return Load(arrivals, aborts, draw(st.sets(st.integers(0, 30), max_size=2)), late)
 
 
 class Ends(NullObserver):
@@ -84,9 +87,10 @@ def serve(clients: list[Client], load: Load, config: EngineConfig, observer: End
 
     engine = Engine(FakeDecoder(max_length=MAX_LENGTH, before_step=fail, exact=config.exact), letters, config, observer)
     while steps <= max([*load.arrivals, *load.aborts.values()], default=0):
-        for client, arrival in zip(clients, load.arrivals, strict=True):
+        for index, (client, arrival) in enumerate(zip(clients, load.arrivals, strict=True)):
             if arrival == steps:
-                engine.submit(client.request)
+                deadlines = Deadlines(max_time=1e-9 if index in load.late else None)
+                engine.submit(replace(client.request, deadlines=deadlines))
         for index, step in load.aborts.items():
             if step == steps:
                 engine.abort(clients[index].id)
@@ -131,6 +135,7 @@ def test_same_seed_same_output_whatever_the_load(
         load = data.draw(loads(len(clients), trouble=True))
         load.failures.clear()
         load.aborts.pop(len(others), None)
+        load.late.discard(len(others))
         serve(clients, load, config)
         outputs.append(clients[-1].result)
     assert outputs[0] == outputs[1]
@@ -163,7 +168,7 @@ def test_every_request_ends_exactly_once(
         if client.finish_reason in ("stop", "length"):
             assert (client.text, client.token_ids, client.finish_reason, client.stop_reason) == whole
         else:
-            assert client.finish_reason == "error" or index in load.aborts
+            assert client.finish_reason == "error" or index in load.aborts or index in load.late
             assert isinstance(whole[1], tuple)
             assert client.token_ids == whole[1][: len(client.token_ids)]
 

@@ -28,6 +28,8 @@ EXTENSIONS = {
     "priority",
     "cache_salt",
     "speculation",
+    "max_time",
+    "max_queue_time",
 }
 CASES: list[tuple[Any, type[protocol.Body], set[str]]] = [
     (chat.CompletionCreateParamsNonStreaming, protocol.ChatRequest, EXTENSIONS),
