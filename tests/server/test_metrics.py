@@ -18,6 +18,8 @@ NAMES = {
     "bento_kv_num_requests_running": "gauge",
     "bento_kv_num_requests_waiting": "gauge",
     "bento_kv_num_slots": "gauge",
+    "bento_kv_spec_decode_num_draft_tokens": "counter",
+    "bento_kv_spec_decode_num_accepted_tokens": "counter",
     "bento_kv_kv_cache_usage_ratio": "gauge",
     "bento_kv_kv_cache_used_tokens": "gauge",
     "bento_kv_kv_cache_total_tokens": "gauge",

@@ -66,7 +66,7 @@ def probed() -> Iterator[Probed]:
 def engine(probed: Probed) -> Engine:
     """Four slots, two of them taken, one request waiting for nothing but its turn."""
     metrics = EngineMetrics(VERIFICATION, registry=probed.registry)
-    return Engine(FakeDecoder(logits=always("abc")), letters, EngineConfig(slots=4), metrics)
+    return Engine(FakeDecoder(logits=always("abc")), letters, EngineConfig(slots=4, prefix_cache=False), metrics)
 
 
 def shown(view: object, width: int = 80) -> str:
