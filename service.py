@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 from collections.abc import AsyncGenerator
 from dataclasses import replace
 from http import HTTPStatus
+from pathlib import Path
 
 import bentoml
 from bentoml.exceptions import BentoMLException
 from pydantic import BaseModel, ConfigDict, Field
 
 from bento_kv import EngineConfig, EngineMetrics, OnnxDecoderRunnable, RequireApiKey, VerifiedDecoder, openai_app
-from bento_kv.errors import DecoderError, EngineClosedError, QueueFullError, RequestError
+from bento_kv.errors import DecoderError, EngineClosedError, OutOfTimeError, QueueFullError, RequestError
 from bento_kv.plan import Exactness
 
 
@@ -31,7 +33,19 @@ class Arguments(BaseModel):
     threads: int | None = Field(None, ge=1, description="of the model; as many as there are CPUs unless set")
     max_queue: int = Field(256, ge=0, description="requests that may wait; one more gets 429")
     max_tokens: int | None = Field(None, ge=1, description="cap on the tokens of one answer")
+    max_queue_seconds: float | None = Field(None, gt=0, description="a request that waits longer for a slot gets 503")
+    max_seconds: float | None = Field(None, gt=0, description="an answer that takes longer is cut")
+    step_timeout: float = Field(
+        300, gt=0, description="seconds after which a step counts as hanging; then /livez fails"
+    )
+    drain_timeout: float = Field(60, ge=0, description="seconds that requests in progress have after SIGTERM")
+    workers: int = Field(1, ge=1, description="processes; they share CPUs, slots and queue")
+    event_log: Path | None = Field(None, description="a file for a line of JSON per event of each request")
     exact: Exactness = Field("batch", description="batch or full")
+    prefill_chunk: int = Field(256, ge=3, description="prompt tokens that may stand between two tokens of an answer")
+    kv_tokens: int | None = Field(None, ge=2, description="positions of the KV cache in memory; by the memory there is")
+    prefix_cache: bool = Field(True, description="reuse the keys and values of prompts that begin alike")
+    speculation: int = Field(0, ge=0, description="guesses of the next tokens that a step may check for one request")
 
 
 class Prompt(bentoml.IODescriptor):
@@ -58,9 +72,9 @@ def current_runnable() -> OnnxDecoderRunnable:
 @bentoml.asgi_app(openai_app(current_runnable))
 @bentoml.service(
     name="bento_kv",
-    # Seconds to the first byte: a request may wait in the queue, whose length is bounded.
-    traffic={"timeout": 600},
-    workers=1,
+    # Seconds to the first byte. BentoML's answer to it is not in OpenAI's form, so our own deadlines should come first.
+    traffic={"timeout": max(600, (arguments.max_seconds or 0) + arguments.step_timeout)},
+    workers=arguments.workers,
 )
 class LanguageModel:
     decoder = decoder
@@ -78,8 +92,23 @@ class LanguageModel:
             max_queue=arguments.max_queue,
             max_tokens=arguments.max_tokens,
             threads=arguments.threads,
+            prefill_chunk=arguments.prefill_chunk,
+            kv_tokens=arguments.kv_tokens,
+            prefix_cache=arguments.prefix_cache,
+            speculation=arguments.speculation,
+            max_queue_seconds=arguments.max_queue_seconds,
+            max_seconds=arguments.max_seconds,
+            step_timeout=arguments.step_timeout,
         )
-        self.runnable = OnnxDecoderRunnable(self.decoder, config, observer=EngineMetrics)
+        self.runnable = OnnxDecoderRunnable(
+            self.decoder,
+            config,
+            observer=EngineMetrics,
+            event_log=arguments.event_log,
+            workers=arguments.workers,
+        )
+        if threading.current_thread() is threading.main_thread():  # as in every worker; a test client has no signals
+            self.runnable.drain_on_sigterm(timeout=arguments.drain_timeout)
 
     @bentoml.api(input_spec=Prompt)
     async def generate(
@@ -97,7 +126,7 @@ class LanguageModel:
             raise BentoMLException(str(error), error_code=HTTPStatus.BAD_REQUEST) from error
         except QueueFullError as error:
             raise BentoMLException(str(error), error_code=HTTPStatus.TOO_MANY_REQUESTS) from error
-        except EngineClosedError as error:
+        except (EngineClosedError, OutOfTimeError) as error:
             raise BentoMLException(str(error), error_code=HTTPStatus.SERVICE_UNAVAILABLE) from error
         except DecoderError as error:
             if begun:  # BentoML ends a stream cleanly after an exception; only this cuts the connection
@@ -106,7 +135,7 @@ class LanguageModel:
 
     @bentoml.on_shutdown
     def close(self) -> None:
-        self.runnable.close(timeout=30)
+        self.runnable.close(timeout=arguments.drain_timeout)
 
     def __is_alive__(self) -> bool:
         return self.runnable.engine.alive

@@ -5,6 +5,7 @@ Exit codes: 0 success; 1 the thing checked is not right; 2 it could not be done.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shlex
 import signal
@@ -21,6 +22,7 @@ from bento_kv.errors import BentoKVError, DecoderError, IntegrityError, Manifest
 from bento_kv.source import hide_progress_bars
 
 if TYPE_CHECKING:
+    from bento_kv.plan import Exactness
     from bento_kv.repair.records import Repair
     from bento_kv.verify.diagnosis.records import Diagnosis
     from bento_kv.verify.reference import NumericReference
@@ -88,6 +90,9 @@ def _as_json(function: Callable[..., Any]) -> Callable[..., Any]:
     default="fp32",
     show_default=True,
     help="Of the weights.",
+)
+@click.option(
+    "--kv-cache", type=click.Choice(["fp32", "int8"]), default="fp32", show_default=True, help="Of the cache."
 )
 @click.option("--max-length", type=int, help="Positions of a slot; the model's own limit unless set.")
 @click.option("--opset", type=int, help="ONNX opset of the graph.")
@@ -367,6 +372,59 @@ async def _generate(target: str, prompt: str, threads: int | None, as_json: bool
     finally:
         runnable.close(timeout=0)
     click.echo(json.dumps({"text": text, "tokens": tokens, "finish_reason": reason}) if as_json else "")
+
+
+def _batches(_: click.Context, __: click.Parameter, text: str) -> list[int]:
+    try:
+        batches = [int(part) for part in text.split(",")]
+    except ValueError:
+        batches = []
+    if not batches or min(batches) < 1:
+        raise click.BadParameter(f"{text!r} is not a list of whole numbers from 1 up, such as 1,4,16")
+    return batches
+
+
+@main.command()
+@click.argument("target")
+@click.option("--batch", "batches", default="1,2,4,8,16", show_default=True, callback=_batches, help="Numbers of rows.")
+@click.option("--prompt", type=click.IntRange(min=1), default=256, show_default=True, help="Tokens of each prompt.")
+@click.option("--threads", type=click.IntRange(min=1), help="Of the model; as many as there are CPUs unless set.")
+@click.option("--exact", type=click.Choice(["batch", "full"]), default="batch", show_default=True)
+@_as_json
+def bench(target: str, batches: list[int], prompt: int, threads: int | None, exact: Exactness, as_json: bool) -> None:
+    """Time the steps of TARGET, a decoder directory or a model store tag: medians of prefill and decode."""
+    from bento_kv.bench import measure
+    from bento_kv.store import locate
+
+    found = measure(locate(target), batches=batches, prompt=prompt, threads=threads, exact=exact, progress=_progress)
+    if as_json:
+        click.echo(json.dumps({"results": [asdict(each) for each in found]}))
+        return
+    click.echo(f"{'phase':8} {'batch':>5} {'prompt':>6} {'ms a step':>10} {'tokens/s':>10}")
+    for each in found:
+        click.echo(f"{each.phase:8} {each.batch:5} {each.prompt:6} {each.step_ms:10.2f} {each.tokens_per_second:10.0f}")
+
+
+@main.command()
+@click.argument("url", default="http://localhost:3000")
+@click.option("--interval", type=click.FloatRange(min=0.1), default=1.0, show_default=True, help="Seconds to a frame.")
+@click.option("--once", is_flag=True, help="Print one frame and end.")
+@_as_json
+def top(url: str, interval: float, once: bool, as_json: bool) -> None:
+    """Watch the server at URL: slots, queue, speed, latencies, from its /metrics. Ctrl+C ends."""
+    from rich.console import Console
+
+    from bento_kv.top.scrape import base_url
+    from bento_kv.top.view import frames, render, watch
+
+    server = base_url(url)
+    if as_json:
+        click.echo(json.dumps(asdict(next(frames(server, interval)))))
+    elif once or not sys.stdout.isatty():
+        Console().print(render(next(frames(server, interval))))
+    else:
+        with contextlib.suppress(KeyboardInterrupt):  # that is how one leaves
+            watch(server, interval, Console())
 
 
 def _write_page(path: Path, page: str) -> None:

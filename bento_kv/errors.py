@@ -9,9 +9,11 @@
     ├── VerificationError        a proof failed, is missing, or does not hold on this machine
     ├── DecoderError             a step was asked for, or went, wrong
     ├── TraceError               a step trace cannot be read as one
+    ├── MetricsError             a server's metrics cannot be read
     ├── RequestError             a request cannot be served as it is (HTTP 400)
     │   └── ContextLengthError   prompt and answer do not fit in the context
     ├── QueueFullError           no room for another waiting request (HTTP 429)
+    ├── OutOfTimeError           a request has no answer within its time (HTTP 503)
     └── EngineClosedError        the engine takes no more requests (HTTP 503)
 
 Messages name the thing and the remedy in one sentence or two; callers may show them to users as they are.
@@ -56,6 +58,10 @@ class TraceError(BentoKVError):
     """A step trace cannot be read as one; the message names the line, the field and the remedy."""
 
 
+class MetricsError(BentoKVError):
+    """A server that cannot be watched: it is not there, or its metrics are not this engine's."""
+
+
 class RequestError(BentoKVError):
     """A request that cannot be served as it is.
 
@@ -86,6 +92,10 @@ class QueueFullError(BentoKVError):
     def __init__(self, message: str, *, retry_after: float) -> None:
         super().__init__(message)
         self.retry_after = retry_after
+
+
+class OutOfTimeError(BentoKVError):
+    """A request was given up because there was no answer within the time that it had."""
 
 
 class EngineClosedError(BentoKVError):

@@ -82,6 +82,10 @@ class ColumnWeights:
     values: NDArray[np.int8]
     scales: NDArray[np.float32]
 
+    def rows(self, first: int, last: int) -> ColumnWeights:
+        """The outputs `[first, last)`, as views."""
+        return ColumnWeights(self.values[:, first:last], self.scales[first:last])
+
     def dequantize(self) -> NDArray[np.float32]:
         """The floats that the values stand for: `[N, K]`."""
         floats: NDArray[np.float32] = self.values.T * self.scales[:, None]

@@ -1,6 +1,7 @@
-"""Held-out accuracy of a demo model: `python -m bento_kv.demo.evaluate [--model DIR] [--cases N] [--json]`.
+"""Held-out accuracy of a demo model: `python -m bento_kv.demo.evaluate [--model DIR] [--precision P] [--cases N] [--json]`.
 
 The 16-bit weights are read into float32 and decoded greedily through the chat template; an answer counts if it is exact.
+A directory that holds an exported decoder is decoded as the service would; with `--precision` the model is exported first.
 """
 
 import argparse
@@ -8,14 +9,18 @@ import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
+from typing import Any, Protocol
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from bento_kv.demo import path
 from bento_kv.demo.cases import JUDGED, LITERALS, case, literal
+from bento_kv.demo.served import DecoderAnswerer
 from bento_kv.demo.text import Conversation
+from bento_kv.export.exporter import export
+from bento_kv.manifest import MANIFEST_FILE
 
 BATCH_ROWS = 16
 SHOWN_MISSES = 3
@@ -60,7 +65,29 @@ class Answerer:
         return list(zip(said, encoded["attention_mask"].sum(1).tolist(), strict=True))
 
 
-def evaluate(answerer: Answerer, cases: Iterable[tuple[str, Conversation]]) -> list[Outcome]:
+class Answers(Protocol):
+    """Whatever answers chats."""
+
+    def answers(self, chats: list[list[dict[str, str]]]) -> list[tuple[str, int]]:
+        """For each chat the answer, and how many tokens its prompt has."""
+        ...
+
+
+def open_answerer(directory: Path, precision: str | None, scratch: Path) -> Answers:
+    """What answers for a model's directory or a decoder's.
+
+    Args:
+        directory: of either.
+        precision: export the model with it, and let the decoder answer.
+        scratch: an empty directory, for that decoder.
+    """
+    if precision is not None:
+        export(str(directory), scratch / precision, precision=precision)
+        directory = scratch / precision
+    return DecoderAnswerer(directory, BATCH_ROWS) if (directory / MANIFEST_FILE).is_file() else Answerer(directory)
+
+
+def evaluate(answerer: Answers, cases: Iterable[tuple[str, Conversation]]) -> list[Outcome]:
     """Answer every case, those of like length together."""
     ordered = sorted(cases, key=lambda each: len(each[1].encode()[0]))
     outcomes = []
@@ -129,11 +156,16 @@ def print_tables(tables: dict[str, dict[str, dict[str, Any]]]) -> None:
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", type=Path, default=path(), help="the model's directory; the embedded one by default")
+    parser.add_argument(
+        "--model", type=Path, default=path(), help="the model's directory, or a decoder's; the embedded one by default"
+    )
+    parser.add_argument("--precision", help="export the model with this precision, and evaluate the decoder")
     parser.add_argument("--cases", type=int, default=200, help="cases of each skill")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     arguments = parser.parse_args()
-    tables = report(evaluate(Answerer(arguments.model), held_out_cases(arguments.cases)))
+    with TemporaryDirectory(prefix="bento_kv-") as scratch:
+        answerer = open_answerer(arguments.model, arguments.precision, Path(scratch))
+        tables = report(evaluate(answerer, held_out_cases(arguments.cases)))
     if arguments.json:
         print(json.dumps(tables, indent=2))
     else:

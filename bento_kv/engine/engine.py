@@ -1,29 +1,29 @@
 """The engine: one thread that owns the decoder, the slots and every request's state.
 
 Callers talk to it by messages, and it answers through each request's `emit`. A request that was accepted ends exactly
-once, with exactly one finish reason, whatever happens.
+once, with exactly one finish reason, whatever happens. What the thread does is in `core`.
 """
 
 from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from queue import Empty, SimpleQueue
 
-import numpy as np
-from numpy.typing import NDArray
-
 from bento_kv.engine.config import EngineConfig
-from bento_kv.engine.generation import Generation, failure
+from bento_kv.engine.core import EngineCore
+from bento_kv.engine.deadlines import Deadlines
+from bento_kv.engine.events import Recorder
+from bento_kv.engine.generation import Generation
 from bento_kv.engine.limits import Limits
 from bento_kv.engine.observer import EngineStats, NullObserver, Observer
-from bento_kv.engine.request import Decoder, Detokenize, FinishReason, Request, StepOutput
-from bento_kv.engine.scheduler import Scheduler
+from bento_kv.engine.request import Decoder, Detokenize, Request
+from bento_kv.engine.scheduler import scheduler_for
 from bento_kv.engine.telemetry import Telemetry
-from bento_kv.errors import DecoderError, EngineClosedError, QueueFullError, RequestError
-from bento_kv.plan import StepPlan
+from bento_kv.engine.watchdog import Watchdog
+from bento_kv.errors import EngineClosedError, QueueFullError, RequestError
 
 logger = logging.getLogger(__name__)
 
@@ -39,22 +39,36 @@ class Engine:
         detokenize: token ids to text.
         config: limits; the decoder's own slots and positions bound them.
         observer: told what happens, on the engine thread.
+        recorders: told what happens to each request, on the engine thread.
     """
 
     def __init__(
-        self, decoder: Decoder, detokenize: Detokenize, config: EngineConfig, observer: Observer | None = None
+        self,
+        decoder: Decoder,
+        detokenize: Detokenize,
+        config: EngineConfig,
+        observer: Observer | None = None,
+        recorders: Sequence[Recorder] = (),
     ) -> None:
         slots = min(config.slots, decoder.slots)
         max_length = min(config.max_length or decoder.max_length, decoder.max_length)
-        self._decoder = decoder
+        kv_tokens = slots * max_length if config.kv_tokens is None else config.kv_tokens
         self._detokenize = detokenize
-        self._limits = Limits(vocab_size=decoder.vocab_size, max_length=max_length, max_tokens=config.max_tokens)
+        self._deadlines = Deadlines(max_queue_time=config.max_queue_seconds, max_time=config.max_seconds)
+        self._limits = Limits(
+            vocab_size=decoder.vocab_size,
+            max_length=min(max_length, kv_tokens),
+            max_tokens=config.max_tokens,
+            memory_bound=kv_tokens < max_length,
+            speculation=config.speculation,
+        )
         self._places = slots + config.max_queue
-        self._telemetry = Telemetry(NullObserver() if observer is None else observer)
-        self._scheduler = Scheduler(slots=slots, prefill_tokens=config.prefill_tokens)
-        self._generations: dict[str, Generation] = {}
-        self._running = 0
-        self._kv_tokens = 0
+        self._scheduler = scheduler_for(decoder, config, slots, kv_tokens)
+        self._telemetry = Telemetry(
+            NullObserver() if observer is None else observer, recorders, prefix_cache=self._scheduler.cache.reuse
+        )
+        self._core = EngineCore(decoder, self._scheduler, self._telemetry, stats=self.stats, ended=self._forget)
+        self._watchdog = Watchdog(config.step_timeout)
         self._thread: threading.Thread | None = None
         # A message is what the engine thread shall do; it is put under the lock, so that none comes after the last.
         self._inbox: SimpleQueue[Callable[[], None]] = SimpleQueue()
@@ -62,6 +76,7 @@ class Engine:
         self._alive_ids: set[str] = set()
         self._closing = False
         self._failed = False
+        self._telemetry.opened(self.stats())
 
     # -- any thread ---------------------------------------------------------------------------------------------------
 
@@ -77,8 +92,8 @@ class Engine:
 
     @property
     def alive(self) -> bool:
-        """The thread runs and has not failed."""
-        return self._thread is not None and self._thread.is_alive() and not self._failed
+        """The thread runs, has not failed, and does not hang in a step."""
+        return self._thread is not None and self._thread.is_alive() and not self._failed and not self._watchdog.stalled
 
     @property
     def accepting(self) -> bool:
@@ -104,94 +119,94 @@ class Engine:
             RequestError: a field is out of range, or the id is taken by a request that is alive.
             ContextLengthError: prompt and answer do not fit in the context.
             QueueFullError: all slots and waiting places are taken; `retry_after` is when one may be free.
-            EngineClosedError: the engine is shutting down or has failed.
+            EngineClosedError: the engine is shutting down, has failed or hangs.
         """
-        max_tokens = self._limits.check(request.prompt_ids, request.params)
-        generation = Generation(request, max_tokens, self._detokenize)
+        self.submit_all([request])
+
+    def submit_all(self, requests: Sequence[Request]) -> None:
+        """Accept several requests, or none of them; the rest is as with `submit`."""
+        generations = [self._generation(request) for request in requests]
         with self._lock:
-            if self._closing or self._failed:
-                what = "has failed; restart the service" if self._failed else "is shutting down; try another server"
-                raise EngineClosedError(f"the engine {what}")
-            if request.id in self._alive_ids:
-                raise RequestError(f"a request with the id {request.id!r} is being served", param="request_id")
-            if len(self._alive_ids) >= self._places:
+            self._check_open()
+            ids = {request.id for request in requests}
+            if len(ids) < len(requests) or not ids.isdisjoint(self._alive_ids):
+                taken = sorted(ids & self._alive_ids) or sorted(ids)
+                raise RequestError(f"a request with the id {taken[0]!r} is being served", param="request_id")
+            if len(self._alive_ids) + len(ids) > self._places:
                 raise QueueFullError(
                     f"{self._scheduler.slots} requests are being served and {self._places - self._scheduler.slots} wait; "
                     "try again later",
                     retry_after=self._telemetry.service_seconds / self._scheduler.slots,
                 )
-            self._alive_ids.add(request.id)
-            self._inbox.put(partial(self._accept, generation))
+            self._alive_ids |= ids
+            for generation in generations:
+                self._inbox.put(partial(self._core.accept, generation))
 
     def abort(self, request_id: str) -> None:
         """End a request with finish reason `abort`, soon. Ids that are not alive are ignored: it may just have ended."""
         with self._lock:
             if request_id in self._alive_ids:
-                self._inbox.put(partial(self._abort, request_id))
+                self._inbox.put(partial(self._core.abort, request_id))
 
-    def close(self, *, drain: bool = True, timeout: float | None = None) -> None:
+    def close(self, *, drain: bool = True, timeout: float | None = None) -> bool:
         """Refuse new requests, end the old ones and join the thread. May be called again.
 
-        A step that runs is waited for, since nothing can interrupt it.
+        A step that runs is waited for, for as long as a step may take, since nothing can interrupt it.
 
         Args:
             drain: let accepted requests finish; otherwise, and after the timeout, they end with finish reason `abort`.
             timeout: seconds to drain for; without limit if None.
+
+        Returns:
+            Whether the engine has stopped. If not, it hangs in a step, and its requests have no end.
         """
         with self._lock:
             self._closing = True
-            self._inbox.put(self._notice if drain else self._abort_all)
+            self._inbox.put(self._notice if drain else self._core.abort_all)
             if self._thread is None:
                 self._launch()  # never started, so nobody has yet ended what was accepted
         assert self._thread is not None
-        self._thread.join(timeout if drain else None)
+        if drain:
+            self._thread.join(timeout)
+            self._inbox.put(self._core.abort_all)
+        self._thread.join(self._watchdog.patience)
         if self._thread.is_alive():
-            self._inbox.put(self._abort_all)
-            self._thread.join()
+            logger.critical("the engine does not stop: a step hangs")
+            return False
+        self._telemetry.close()
+        return True
 
     def stats(self) -> EngineStats:
         """The books, as they are while or after the last step."""
-        running = self._running
+        running = self._core.running
         return EngineStats(
             running=running,
             waiting=max(0, len(self._alive_ids) - running),
             slots=self._scheduler.slots,
-            kv_tokens_used=self._kv_tokens,
-            kv_tokens_total=self._scheduler.slots * self._limits.max_length,
+            kv_tokens_used=self._core.kv_tokens,
+            kv_tokens_total=self._scheduler.cache.kv_tokens,
+            kv_tokens_reserved=self._scheduler.cache.reserved,
+            kv_tokens_cached=self._scheduler.cache.cached,
         )
 
-    # -- the engine thread --------------------------------------------------------------------------------------------
+    def _generation(self, request: Request) -> Generation:
+        return Generation(
+            request,
+            self._limits.check(request.prompt_ids, request.params),
+            self._detokenize,
+            deadlines=request.deadlines.within(self._deadlines),
+            speculation=self._limits.speculation,
+        )
 
-    def step(self) -> bool:
-        """Take the messages, compute one plan, and tell what came of it. False if there was nothing to compute."""
-        self._take_messages()
-        plan = self._scheduler.schedule()
-        self._publish()
-        if plan is None:
-            return False
-        planned = [self._generations[self._scheduler.running[row.slot].id] for row in plan.rows]
-        for generation in planned:
-            self._telemetry.admitted(generation)
-        try:
-            logits = self._compute(plan)  # [rows, vocab_size]
-        except Exception as error:
-            logger.exception("the decoder failed; the %d requests of the step end", len(planned))
-            for generation in planned:
-                self._tell(generation, failure("the decoder failed", error))
-            return True
-        outputs = [generation.advance(row) for generation, row in zip(planned, logits, strict=True)]
-        prompt_tokens = self._scheduler.update(plan, [output.token_ids for output in outputs])
-        for generation, output in zip(planned, outputs, strict=True):
-            self._tell(generation, output)
-        self._publish()
-        self._telemetry.step(self.stats(), prompt_tokens, sum(len(output.token_ids) for output in outputs))
-        return True
-
-    def check_books(self) -> None:
-        """Raise AssertionError unless the books agree with each other."""
-        self._scheduler.check_books()
-        assert len(self._generations) == len(self._scheduler.running) + len(self._scheduler.waiting)
-        assert self._generations.keys() <= self._alive_ids
+    def _check_open(self) -> None:
+        if self._failed:
+            raise EngineClosedError("the engine has failed; restart the service")
+        if self._closing:
+            raise EngineClosedError("the engine is shutting down; try another server")
+        if self._watchdog.stalled:
+            raise EngineClosedError(
+                f"a step has been running for more than {self._watchdog.timeout:g} s; try again later"
+            )
 
     def _launch(self) -> None:
         if self._thread is not None:
@@ -199,13 +214,29 @@ class Engine:
         self._thread = threading.Thread(target=self._run, name="bento_kv-engine", daemon=True)
         self._thread.start()
 
+    # -- the engine thread --------------------------------------------------------------------------------------------
+
+    def step(self) -> bool:
+        """Take the messages, compute one plan, and tell what came of it. False if there was nothing to compute."""
+        self._take_messages()
+        return self._core.step()
+
+    def check_books(self) -> None:
+        """Raise AssertionError unless the books agree with each other."""
+        self._core.check_books()
+        assert self._core.generations.keys() <= self._alive_ids
+
     def _run(self) -> None:
         try:
-            while self.step() or self._wait():
+            while self._watched_step() or self._wait():
                 pass
         except BaseException as error:
             logger.critical("the engine failed and serves no more", exc_info=error)
             self._fail(error)
+
+    def _watched_step(self) -> bool:
+        with self._watchdog:
+            return self.step()
 
     def _wait(self) -> bool:
         """Sleep until a message comes. False if none can come that matters: closing, and nothing is left to do."""
@@ -221,31 +252,15 @@ class Engine:
         except Empty:
             return
 
-    def _compute(self, plan: StepPlan) -> NDArray[np.float32]:
-        logits = self._decoder.step(plan)
-        expected = (sum(row.logits for row in plan.rows), self._limits.vocab_size)
-        if logits.shape != expected:
-            raise DecoderError(f"the decoder answered with logits of shape {logits.shape} instead of {expected}")
-        return logits
-
-    def _accept(self, generation: Generation) -> None:
-        self._generations[generation.request.id] = generation
-        self._scheduler.add(generation.sequence)
-        self._telemetry.queued()
-
-    def _abort(self, request_id: str) -> None:
-        if generation := self._generations.get(request_id):
-            self._tell(generation, StepOutput(finish_reason="abort"))
-
-    def _abort_all(self) -> None:
-        for request_id in list(self._generations):
-            self._abort(request_id)
+    def _forget(self, request_id: str) -> None:
+        with self._lock:
+            self._alive_ids.discard(request_id)
 
     def _notice(self) -> None:
         """A message without content: it wakes the thread, which then sees that the engine is closing."""
 
     def _fail(self, error: BaseException) -> None:
-        """End everything, whatever state the books are in."""
+        """End everything, whatever state it is in."""
         with self._lock:
             self._failed = True  # from here on nothing is accepted
         while not self._inbox.empty():
@@ -253,41 +268,4 @@ class Engine:
                 self._inbox.get()()
             except Exception:
                 logger.exception("a message is lost")
-        output = failure("the engine failed", error)
-        for generation in list(self._generations.values()):
-            try:
-                self._retire(generation, "error")
-            except Exception:
-                logger.exception("the books of request %s cannot be closed", generation.request.id)
-            self._emit(generation, output)
-
-    def _tell(self, generation: Generation, output: StepOutput) -> None:
-        """Emit an event; if it is the last, close the books first, so that who hears of it finds the place free."""
-        for _ in output.token_ids:
-            self._telemetry.token(generation)
-        if output.finish_reason is not None:
-            self._retire(generation, output.finish_reason)
-        if not self._emit(generation, output) and output.finish_reason is None:
-            self._retire(generation, "abort")
-
-    def _emit(self, generation: Generation, output: StepOutput) -> bool:
-        try:
-            generation.request.emit(output)
-        except Exception:
-            logger.exception("request %s could not be told of its output and ends", generation.request.id)
-            return False
-        return True
-
-    def _retire(self, generation: Generation, reason: FinishReason) -> None:
-        """Forget a request and free its slot."""
-        del self._generations[generation.request.id]
-        with self._lock:
-            self._alive_ids.discard(generation.request.id)
-        self._scheduler.finish(generation.sequence)
-        self._publish()
-        self._telemetry.finished(generation, reason)
-
-    def _publish(self) -> None:
-        """Let other threads see the books."""
-        self._running = len(self._scheduler.running)
-        self._kv_tokens = self._scheduler.kv_tokens
+        self._core.fail(error)

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import numpy as np
 from numpy.typing import NDArray
 
+from bento_kv.engine.deadlines import Deadlines
 from bento_kv.engine.logits import token_logprobs
+from bento_kv.engine.lookup import Speculation
 from bento_kv.engine.request import Detokenize, FinishReason, Request, StepOutput
 from bento_kv.engine.sampler import Sampler
 from bento_kv.engine.scheduler import SequenceState
@@ -21,6 +25,13 @@ logger = logging.getLogger(__name__)
 class Generation:
     """A request, its progress, and what turns logits into text.
 
+    Args:
+        request: as it was submitted, in range.
+        max_tokens: tokens that it may generate.
+        detokenize: token ids to text.
+        deadlines: how long it may wait and take.
+        speculation: drafts that a step may check, unless the request says.
+
     Attributes:
         request: as it was submitted.
         sequence: tokens and counts; the scheduler keeps them.
@@ -29,31 +40,80 @@ class Generation:
         last_token: when its last token was chosen, if one was.
     """
 
-    def __init__(self, request: Request, max_tokens: int, detokenize: Detokenize) -> None:
+    def __init__(
+        self,
+        request: Request,
+        max_tokens: int,
+        detokenize: Detokenize,
+        *,
+        deadlines: Deadlines,
+        speculation: int = 0,
+    ) -> None:
         self.request = request
-        self.sequence = SequenceState(request.id, list(request.prompt_ids), len(request.prompt_ids))
+        self.sequence = SequenceState(
+            request.id,
+            list(request.prompt_ids),
+            len(request.prompt_ids),
+            positions=len(request.prompt_ids) + max_tokens,
+            priority=request.priority,
+            salt=request.cache_salt,
+        )
         self.arrived = time.perf_counter()
         self.admitted: float | None = None
         self.last_token: float | None = None
-        self._max_tokens = max_tokens
+        self._ends = deadlines.ends(self.arrived)
+        self._left = max_tokens  # tokens that may still be chosen
+        asked = request.params.speculation
+        self._most_drafts = speculation if asked is None else asked
+        self._speculation: Speculation | None = None  # until the first token: who waits has no need of it
         self._sampler = Sampler(request.params, request.prompt_ids)
         self._text = OutputText(detokenize, request.params.stop)
 
-    def advance(self, logits: NDArray[np.float32]) -> StepOutput:
-        """Choose the next token from its logits `[vocab_size]`. What fails here ends this request, and no other."""
+    @property
+    def deadline(self) -> float:
+        """When it is out of time, as it stands."""
+        return self._ends.queue if self.admitted is None else self._ends.total
+
+    def time_out(self) -> StepOutput:
+        """The last event of a request that is out of time: the rest of its text, or that there is none."""
+        if self.last_token is None:
+            return StepOutput(finish_reason="abort", timeout="queue" if self.admitted is None else "total")
+        text, stop = self._text.finish()
+        if stop is not None:
+            return StepOutput(text=text, finish_reason="stop", stop_reason=stop)
+        return StepOutput(text=text, finish_reason="length", timeout="total")
+
+    def advance(self, logits: NDArray[np.float32], drafts: Sequence[int] = ()) -> StepOutput:
+        """Choose the next token, and one more for each draft that turns out to be what is chosen.
+
+        Every token is chosen as it would be in a step of its own, so drafts change how many come of a step and nothing
+        else. What fails here ends this request, and no other.
+
+        Args:
+            logits: `[1 + drafts, vocab_size]`, after the last token and after each draft.
+            drafts: guesses of the next tokens that the step has computed.
+        """
+        outputs: list[StepOutput] = []
         try:
-            return self._advance(logits)
+            for row, draft in zip(logits, (*drafts, None), strict=True):
+                outputs.append(self._choose(row))
+                if outputs[-1].finish_reason is not None or outputs[-1].token_ids != (draft,):
+                    break
+            self.sequence.drafts = self._speculate([*_token_ids(outputs)], len(drafts))
         except Exception as error:
             logger.exception("request %s ends with an error", self.request.id)
-            return failure("the output could not be continued", error)
+            outputs.append(failure("the output could not be continued", error))
+        return outputs[0] if len(outputs) == 1 else _joined(outputs)
 
-    def _advance(self, logits: NDArray[np.float32]) -> StepOutput:
+    def _choose(self, logits: NDArray[np.float32]) -> StepOutput:
+        """The next token, by its logits `[vocab_size]`."""
         if not np.isfinite(logits).all():
             raise DecoderError(f"the decoder's logits for request {self.request.id} hold NaN or infinity")
         params = self.request.params
         token_id = self._sampler.choose(logits)
         logprobs = () if params.logprobs is None else (token_logprobs(logits, token_id, params.logprobs),)
         self._sampler.record(token_id)
+        self._left -= 1
 
         stop: str | int | None = None
         reason: FinishReason | None = None
@@ -62,12 +122,35 @@ class Generation:
             stop = token_id if stop is None else stop
         else:
             text, stop = self._text.push(token_id)
-            if stop is None and self.sequence.generated + 1 == self._max_tokens:
+            if stop is None and not self._left:
                 tail, stop = self._text.finish()
                 text, reason = text + tail, "length"
         if stop is not None:
             reason = "stop"
         return StepOutput(text=text, token_ids=(token_id,), logprobs=logprobs, finish_reason=reason, stop_reason=stop)
+
+    def _speculate(self, chosen: Sequence[int], drafts: int) -> tuple[int, ...]:
+        """Drafts for the next step: no more than leave a token to be chosen after the last, which is never computed."""
+        if not self._most_drafts:
+            return ()
+        if self._speculation is None:
+            self._speculation = Speculation(self.request.prompt_ids, self._most_drafts)
+        self._speculation.observe(chosen, drafts)
+        return self._speculation.propose(max(0, self._left - 1))
+
+
+def _joined(outputs: Sequence[StepOutput]) -> StepOutput:
+    """Events of one step as one."""
+    return replace(
+        outputs[-1],
+        text="".join(output.text for output in outputs),
+        token_ids=tuple(_token_ids(outputs)),
+        logprobs=tuple(entry for output in outputs for entry in output.logprobs),
+    )
+
+
+def _token_ids(outputs: Sequence[StepOutput]) -> Iterator[int]:
+    return (token_id for output in outputs for token_id in output.token_ids)
 
 
 def failure(what: str, error: BaseException) -> StepOutput:

@@ -18,11 +18,15 @@ class Limits:
         vocab_size: token ids are below it.
         max_length: positions of the context, prompt and answer together.
         max_tokens: cap on the tokens that one request may generate; none if None.
+        memory_bound: the context is as short as it is because there is no memory for more of the KV cache.
+        speculation: cap on the drafts that a step may check for one request.
     """
 
     vocab_size: int
     max_length: int
     max_tokens: int | None
+    memory_bound: bool = False
+    speculation: int = 0
 
     def check(self, prompt_ids: Sequence[int], params: SamplingParams) -> int:
         """Check a request. Returns how many tokens it may generate.
@@ -34,7 +38,13 @@ class Limits:
         self._check_prompt(prompt_ids)
         _check_ranges(params)
         self._check_logit_bias(params)
+        self._check_speculation(params.speculation)
         return self._max_tokens(len(prompt_ids), params.max_tokens)
+
+    @property
+    def _context(self) -> str:
+        why = ", which is what this server has memory for" if self.memory_bound else ""
+        return f"the context of {self.max_length} tokens{why}"
 
     def _check_prompt(self, prompt_ids: Sequence[int]) -> None:
         if not prompt_ids:
@@ -46,8 +56,8 @@ class Limits:
                 )
         if len(prompt_ids) >= self.max_length:
             raise ContextLengthError(
-                f"the prompt has {len(prompt_ids)} tokens, which leaves no room for an answer in the context of "
-                f"{self.max_length} tokens; shorten it",
+                f"the prompt has {len(prompt_ids)} tokens, which leaves no room for an answer in {self._context}; "
+                "shorten it",
                 code="context_length_exceeded",
             )
 
@@ -63,6 +73,11 @@ class Limits:
                     f"logit_bias of token {token_id} is {bias}; it must be a finite number", param="logit_bias"
                 )
 
+    def _check_speculation(self, asked: int | None) -> None:
+        if asked is not None and not 0 <= asked <= self.speculation:
+            allowed = f"from 0 to {self.speculation}" if self.speculation else "0, because speculation is off here"
+            raise RequestError(f"speculation is {asked}; it must be {allowed}", param="speculation")
+
     def _max_tokens(self, prompt_length: int, asked: int | None) -> int:
         room = self.max_length - prompt_length
         if asked is None:
@@ -71,8 +86,8 @@ class Limits:
             raise RequestError(f"max_tokens is {asked}; at most {self.max_tokens} may be asked for", param="max_tokens")
         if asked > room:
             raise ContextLengthError(
-                f"{prompt_length} tokens of the prompt and {asked} of max_tokens are {prompt_length + asked}, and the "
-                f"context has {self.max_length}; shorten the prompt or ask for at most {room} tokens",
+                f"{prompt_length} tokens of the prompt and {asked} of max_tokens are {prompt_length + asked}, more than "
+                f"{self._context}; shorten the prompt or ask for at most {room} tokens",
                 param="max_tokens",
                 code="context_length_exceeded",
             )

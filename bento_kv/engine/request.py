@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+import contextvars
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from bento_kv.engine.deadlines import Deadlines, Timeout
 from bento_kv.plan import StepPlan
 
 FinishReason = Literal["stop", "length", "abort", "error"]
+SavedCache = Any  # what a decoder's `save` returns, for its `restore`
 
 
 class Decoder(Protocol):
-    """What the engine needs of a model: one step. Step 0 is not special."""
+    """What the engine needs of a model: one step, and keys and values moved. Step 0 is not special.
+
+    Attributes:
+        chunk_exact: a prompt's bits do not depend on the chunks, of two tokens or more, that it is computed in.
+    """
+
+    @property
+    def chunk_exact(self) -> bool: ...
 
     @property
     def slots(self) -> int: ...
@@ -30,6 +40,22 @@ class Decoder(Protocol):
 
     def step(self, plan: StepPlan) -> NDArray[np.float32]:
         """Run the plan. Returns logits `[sum(row.logits), vocab_size]`, in the order of the plan's rows."""
+        ...
+
+    def copy(self, source: int, target: int, length: int) -> None:
+        """Make the first `length` positions of a slot those of another."""
+        ...
+
+    def save(self, slot: int, length: int) -> SavedCache:
+        """A copy of a slot's first `length` positions. MemoryError if there is no room for it."""
+        ...
+
+    def restore(self, slot: int, saved: SavedCache, length: int) -> None:
+        """Make the first `length` positions of a copy those of a slot."""
+        ...
+
+    def release(self, slot: int, length: int) -> None:
+        """Give the memory of a slot's positions from `length` on back; they will not be read before they are written."""
         ...
 
 
@@ -56,6 +82,8 @@ class SamplingParams:
         stop: texts that end the output; they are not part of it.
         stop_token_ids: ids that end the output, the model's end-of-sequence ids among them.
         logprobs: log-probabilities of the chosen token and of this many likeliest ones; none if None.
+        speculation: guesses of the next tokens to check in a step, at most; as many as the engine allows if None. It
+            changes how fast an answer comes.
     """
 
     max_tokens: int | None = None
@@ -71,6 +99,7 @@ class SamplingParams:
     stop: tuple[str, ...] = ()
     stop_token_ids: frozenset[int] = frozenset()
     logprobs: int | None = None
+    speculation: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -98,6 +127,8 @@ class StepOutput:
         logprobs: one entry per token of `token_ids` if they were asked for.
         finish_reason: set on the last event of a request and only there.
         stop_reason: the stop text or stop token id that ended it, if one did.
+        timeout: the deadline that ended it, if one did: with finish reason `abort` if there is no answer yet, with
+            `length` if there is a part of one.
         error: what went wrong, if `finish_reason` is `error`.
     """
 
@@ -106,6 +137,7 @@ class StepOutput:
     logprobs: tuple[TokenLogprobs, ...] = ()
     finish_reason: FinishReason | None = None
     stop_reason: str | int | None = None
+    timeout: Timeout | None = None
     error: str | None = None
 
 
@@ -118,9 +150,18 @@ class Request:
         prompt_ids: at least one token id.
         params: how to choose tokens.
         emit: called from the engine thread with every event, in order; it must not block or raise.
+        priority: lower is more urgent, as in vLLM; among equals the first comes first.
+        cache_salt: requests share cached prefixes only with those of the same salt, as in vLLM: who does not know it cannot
+            find out by the clock what was asked before.
+        deadlines: how long it may wait and take; the engine's own where unset.
+        context: where it was submitted, for those who record events; None if nobody cares.
     """
 
     id: str
     prompt_ids: tuple[int, ...]
     params: SamplingParams
     emit: Callable[[StepOutput], None]
+    priority: int = 0
+    cache_salt: str | None = None
+    deadlines: Deadlines = field(default_factory=Deadlines)
+    context: contextvars.Context | None = None

@@ -6,12 +6,16 @@ token just chosen are all the same: pending tokens.
 
 from __future__ import annotations
 
-import heapq
-from collections import deque
+from bisect import insort
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from operator import attrgetter
 
-from bento_kv.plan import StepPlan, StepRow
+from bento_kv.engine.config import EngineConfig
+from bento_kv.engine.prefix_cache import PrefixCache
+from bento_kv.engine.radix import common_prefix
+from bento_kv.engine.request import Decoder
+from bento_kv.plan import Exactness, StepPlan, StepRow
 
 
 @dataclass(slots=True, eq=False)
@@ -22,15 +26,30 @@ class SequenceState:
         id: of the request.
         tokens: prompt and output so far.
         prompt_length: how many of `tokens` are the prompt.
+        positions: of the KV cache that it may use: the prompt and the longest answer.
+        priority: lower is more urgent.
+        salt: whose cached prefixes it may take over.
+        drafts: guesses of what follows `tokens`, to be checked in the next step; whoever chooses tokens sets them anew.
         slot: row of the KV cache; None before admission and after the end.
         computed: how many of `tokens` have their keys and values in the slot.
+        hit: how many of them were found in the prefix cache.
+        rank: its place in the queue; the lowest is served first.
+        leader: who is computing most of its prompt, and is waited for until it has computed `awaited` tokens.
     """
 
     id: str
     tokens: list[int]
     prompt_length: int
+    positions: int
+    priority: int = 0
+    salt: str | None = None
+    drafts: tuple[int, ...] = ()
     slot: int | None = None
     computed: int = 0
+    hit: int = 0
+    rank: tuple[int, int] = (0, 0)
+    leader: SequenceState | None = None
+    awaited: int = 0
 
     @property
     def pending(self) -> int:
@@ -40,92 +59,239 @@ class SequenceState:
     def generated(self) -> int:
         return len(self.tokens) - self.prompt_length
 
+    def has_yet_to_compute(self, length: int) -> bool:
+        """Whether so many of the first tokens will be computed, but are not yet."""
+        return self.slot is not None and self.computed < length
+
 
 class Scheduler:
-    """First come, first served, in two kinds of steps that take turns while there is work for both.
+    """Plans steps, each within a budget of tokens.
 
-    A *prefill* step computes the sequences that have more than one pending token, a *decode* step those that have one. The
-    two never share a step: attention of a single query takes another kernel than that of several, and a row's bits must
-    not depend on its neighbours. A prompt of one token is a decode row of an empty slot.
+    A *prefill* computes prompts, in chunks of at least two tokens; a *decode* row computes the one token chosen last, and
+    drafts behind it. In mode `batch` the two never share a step and take turns, since attention of a single query takes
+    another kernel than that of several, and a row's bits must not depend on its neighbours; a prompt of one token is a
+    decode row of an empty slot. In mode `full` they share steps.
 
-    The lowest free slot is taken first, because a contiguous range of slots is the cheapest for the decoder.
+    **The bound on the time between two tokens of a request**: one decode step and at most one prefill step (in mode `full`
+    one step of both) of at most `prefill_chunk` prompt tokens, however many and however long the prompts that wait. A decode
+    step has every decoding row, and at most `max(slots, prefill_chunk)` tokens. Only where nobody decodes a prefill step has up
+    to `prefill_tokens`. (Where prompts cannot be cut, the bound is one prompt.)
+
+    **Order**: first come, first served, and a level of `priority` is worth `priority_places` places in the queue. So a
+    request is overtaken by at most the next `priority_places` x (difference of priorities) to come, and nothing starves. The
+    first in the queue waits for its slot and its memory, and nobody passes it there. The tokens of a prefill go to the first in
+    order, but for what shorter prompts behind it need, up to a half; so a long prompt does not hold up short ones, and they
+    do not make it take more than twice as long.
 
     Args:
-        slots: rows of the KV cache.
-        prefill_tokens: pending prompt tokens that may share a prefill step; a longer prompt has a step of its own.
+        cache: slots and memory.
+        prefill_tokens, prefill_chunk: see above; at least 3, so that a chunk of two can be cut and no single token is left.
+        exact: the mode.
+        chunked: False computes every prompt in one go, whatever its length, for decoders whose bits depend on the chunks.
+        priority_places: see above.
     """
 
-    def __init__(self, *, slots: int, prefill_tokens: int) -> None:
-        self.slots = slots
-        self.waiting: deque[SequenceState] = deque()
+    def __init__(
+        self,
+        cache: PrefixCache,
+        *,
+        prefill_tokens: int,
+        prefill_chunk: int,
+        exact: Exactness,
+        chunked: bool = True,
+        priority_places: int = 32,
+    ) -> None:
+        self.slots = cache.slots
+        self.cache = cache
+        self.waiting: list[SequenceState] = []  # by rank
         self.running: dict[int, SequenceState] = {}  # by slot
         self._prefill_tokens = prefill_tokens
-        self._free = list(range(slots))  # a heap
+        self._prefill_chunk = min(prefill_chunk, prefill_tokens)
+        self._exact = exact
+        self._chunked = chunked
+        self._priority_places = priority_places
+        # Not what the others leave: the bits of a row may depend on how many tokens it has.
+        self._max_drafts = max(0, self._prefill_chunk // self.slots - 1)
+        self._arrivals = 0
         self._prefilled_last = False
 
     @property
     def kv_tokens(self) -> int:
-        """Positions of the KV cache in use."""
+        """Positions of the KV cache that running sequences have written."""
         return sum(sequence.computed for sequence in self.running.values())
 
     def add(self, sequence: SequenceState) -> None:
         """Let a sequence wait for a slot."""
-        self.waiting.append(sequence)
+        sequence.rank = (self._arrivals + sequence.priority * self._priority_places, self._arrivals)
+        self._arrivals += 1
+        insort(self.waiting, sequence, key=attrgetter("rank"))
 
     def schedule(self) -> StepPlan | None:
         """The plan of the next step, rows by slot; None if there is nothing to compute."""
-        self._admit()
-        prefill = [sequence for sequence in self.running.values() if sequence.pending > 1]
-        decode = [sequence for sequence in self.running.values() if sequence.pending == 1]
-        prefilling = bool(prefill) and not (decode and self._prefilled_last)
-        chosen = prefill if prefilling else decode
-        if not chosen:
-            return None
-        self._prefilled_last = prefilling
-        return StepPlan(tuple(sorted((_row(sequence) for sequence in chosen), key=lambda row: row.slot)))
+        decoding = any(sequence.pending == 1 for sequence in self.running.values())
+        rows: list[StepRow] = []
+        if not (self._prefilled_last and decoding) or self._exact == "full":
+            budget = self._prefill_chunk if decoding else self._prefill_tokens
+            self._admit(budget)
+            rows = self._prefill_rows(budget)
+        self._prefilled_last = bool(rows)
+        if not rows or self._exact == "full":
+            rows += [self._decode_row(sequence) for sequence in self.running.values() if sequence.pending == 1]
+        return StepPlan(tuple(sorted(rows, key=attrgetter("slot")))) if rows else None
 
     def update(self, plan: StepPlan, chosen: Iterable[Sequence[int]]) -> int:
-        """Count a plan as computed and append to each row's sequence the tokens chosen for it.
+        """Count a plan as computed and append to each row's sequence the tokens chosen for it: none if no logits were
+        wanted, else the drafts that were right and one more.
 
-        Returns how many of the tokens computed were prompt.
+        Returns how many prompt tokens are ready by it, computed or found in the cache.
         """
         prompt_tokens = 0
         for row, tokens in zip(plan.rows, chosen, strict=True):
             sequence = self.running[row.slot]
-            sequence.computed = row.start + len(row.tokens)
+            sequence.computed = row.start + len(row.tokens) - row.drafts + max(0, len(tokens) - 1)
             sequence.tokens.extend(tokens)
-            prompt_tokens += max(0, min(sequence.computed, sequence.prompt_length) - row.start)
+            if row.start < sequence.prompt_length:
+                ready = min(sequence.computed, sequence.prompt_length)
+                prompt_tokens += ready - (0 if row.start == sequence.hit else row.start)
+                self.cache.publish(row.slot, self._reusable(sequence))
         return prompt_tokens
 
-    def finish(self, sequence: SequenceState) -> None:
-        """Forget a sequence, waiting or running, and free its slot."""
+    def finish(self, sequence: SequenceState, *, keep: bool = True) -> None:
+        """Forget a sequence, waiting or running, and free its slot; `keep` leaves what it computed to be found."""
         if sequence.slot is None:
             self.waiting.remove(sequence)
             return
         del self.running[sequence.slot]
-        heapq.heappush(self._free, sequence.slot)
+        self.cache.give_back(sequence.slot, self._reusable(sequence) if keep else ())
         sequence.slot = None
 
     def check_books(self) -> None:
         """Raise AssertionError unless free + used == total and every sequence is where its slot says."""
-        assert sorted([*self._free, *self.running]) == list(range(self.slots)), (self._free, sorted(self.running))
+        self.cache.check_books()
+        assert self.cache.reserved == sum(sequence.positions for sequence in self.running.values())
         assert all(sequence.slot == slot for slot, sequence in self.running.items())
         assert all(sequence.slot is None and sequence.computed == 0 for sequence in self.waiting)
         assert all(0 <= sequence.computed < len(sequence.tokens) for sequence in self.running.values())
+        assert all(len(sequence.tokens) <= sequence.positions for sequence in self.running.values())
+        assert all(sequence.leader is None for sequence in self.running.values())
 
-    def _admit(self) -> None:
-        """Give slots to those who wait, as many as there are free slots and as fit in one prefill step, at least one."""
-        prefilling = sum(sequence.pending for sequence in self.running.values() if sequence.pending > 1)
-        while self.waiting and self._free:
-            head = self.waiting[0]
-            tokens = head.pending if head.pending > 1 else 0
-            if tokens and prefilling and prefilling + tokens > self._prefill_tokens:
+    def _admit(self, budget: int) -> None:
+        """Give slots to those who wait, in order, as far as there are slots, memory, and tokens in this step.
+
+        Who would compute nothing in this step, or waits for others to compute most of its prompt, gets no slot yet, since it
+        may find more of its prompt later, and is passed by.
+        """
+        for head in list(self.waiting):
+            if not self.cache.has_room(head.positions):
                 return
-            prefilling += tokens
-            head.slot = heapq.heappop(self._free)
-            self.running[head.slot] = self.waiting.popleft()
+            if self._has_tokens(head, budget) and not self._is_being_computed(head):
+                self.waiting.remove(head)
+                head.slot, head.hit = self.cache.take(head.tokens, head.salt, head.positions)
+                head.computed = head.hit
+                head.leader = None  # or each would keep the one before it
+                self.running[head.slot] = head
+
+    def _has_tokens(self, head: SequenceState, budget: int) -> bool:
+        """Whether a prefill within the budget would compute something of a waiting sequence."""
+        prompts = self._prompts()
+        if not prompts or head.rank < prompts[0].rank:
+            return True
+        first, *others = prompts
+        taken = self._share(first, budget) if head.pending < first.pending else first.pending
+        taken += sum(other.pending for other in others if other.pending < head.pending)
+        return taken + (min(2, head.pending) if self._chunked else head.pending) <= budget
+
+    def _is_being_computed(self, head: SequenceState) -> bool:
+        """Whether another sequence is about to compute most of what the prefix cache does not have of a prompt."""
+        if head.leader is not None and head.leader.has_yet_to_compute(head.awaited):
+            return True
+        hit = self.cache.lookup(head.tokens, head.salt)
+        for other in self.running.values():
+            if other.salt == head.salt and other.has_yet_to_compute(other.prompt_length):
+                shared = common_prefix(head.tokens, other.tokens[: other.prompt_length])
+                coming = self.cache.usable(shared, head.prompt_length) - hit
+                if 2 * coming > head.prompt_length - hit and other.has_yet_to_compute(hit + coming):
+                    head.leader, head.awaited = other, hit + coming
+                    return True
+        return False
+
+    def _prompts(self) -> list[SequenceState]:
+        """Those whose prompts are computed in steps of prefill: the first in order, then the others, the shortest first."""
+        prompts = [sequence for sequence in self.running.values() if sequence.pending > 1]
+        first = min(prompts, key=attrgetter("rank"), default=None)
+        return sorted(prompts, key=lambda sequence: (sequence is not first, sequence.pending, sequence.rank))
+
+    def _share(self, first: SequenceState, budget: int) -> int:
+        """What the first in order takes of a budget in any case, however many shorter ones there are: half of it."""
+        return min(first.pending, max(3, budget // 2)) if self._chunked else first.pending
+
+    def _prefill_rows(self, budget: int) -> list[StepRow]:
+        """Chunks of the prompts that are not computed yet, within the budget."""
+        rows: list[StepRow] = []
+        prompts = self._prompts()
+        for sequence in prompts:
+            limit = budget
+            if not rows:
+                wanted = sum(other.pending for other in prompts if other.pending < sequence.pending)
+                limit = max(self._share(sequence, budget), budget - wanted)
+            if n := self._chunk(sequence.pending, limit):
+                budget -= n
+                start, end = sequence.computed, sequence.computed + n
+                tokens = tuple(sequence.tokens[start:end])
+                rows.append(StepRow(_slot(sequence), tokens, start, logits=int(end == len(sequence.tokens))))
+        return rows
+
+    def _chunk(self, pending: int, limit: int) -> int:
+        """How many of so many tokens are computed now: at least two, and never all but one; or none."""
+        if pending <= limit:
+            return pending
+        n = limit - (pending == limit + 1)
+        return n if n >= 2 and self._chunked else 0
+
+    def _decode_row(self, sequence: SequenceState) -> StepRow:
+        """The last token, and as many drafts as could still become part of the answer."""
+        room = min(self._max_drafts, sequence.positions - len(sequence.tokens) - 1)
+        drafts = sequence.drafts[: max(0, room)]
+        tokens = (sequence.tokens[-1], *drafts)
+        return StepRow(_slot(sequence), tokens, sequence.computed, logits=len(tokens), drafts=len(drafts))
+
+    def _reusable(self, sequence: SequenceState) -> Sequence[int]:
+        """The tokens whose keys and values a prefill would have computed to the same bits."""
+        if self._exact == "full":
+            return sequence.tokens[: sequence.computed]
+        if sequence.prompt_length == 1:
+            return ()  # it was a decode row
+        return sequence.tokens[: min(sequence.computed, sequence.prompt_length)]
 
 
-def _row(sequence: SequenceState) -> StepRow:
+def _slot(sequence: SequenceState) -> int:
     assert sequence.slot is not None  # it is running
-    return StepRow(slot=sequence.slot, tokens=tuple(sequence.tokens[sequence.computed :]), start=sequence.computed)
+    return sequence.slot
+
+
+def scheduler_for(decoder: Decoder, config: EngineConfig, slots: int, kv_tokens: int) -> Scheduler:
+    """The scheduler of an engine.
+
+    Args:
+        decoder: its `chunk_exact` says whether prompts may be cut and prefixes be reused.
+        config: budgets and modes.
+        slots: rows of the KV cache.
+        kv_tokens: positions of the KV cache that there is memory for.
+    """
+    cache = PrefixCache(
+        decoder,
+        slots=slots,
+        kv_tokens=kv_tokens,
+        exact=config.exact,
+        # Where the bits depend on the chunks, a prompt behind a cached prefix would not be what it is alone.
+        reuse=config.prefix_cache and decoder.chunk_exact,
+        saved_tokens=config.prefix_cache_tokens,
+    )
+    return Scheduler(
+        cache,
+        prefill_tokens=config.prefill_tokens,
+        prefill_chunk=config.prefill_chunk,
+        exact=config.exact,
+        chunked=decoder.chunk_exact,
+        priority_places=config.priority_places,
+    )

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import contextvars
 import uuid
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import replace
 from types import TracebackType
 from typing import Self
 
+from bento_kv.engine.deadlines import Deadlines
 from bento_kv.engine.engine import Engine
 from bento_kv.engine.request import Request, SamplingParams, StepOutput
 
@@ -22,22 +26,34 @@ class TokenStream:
         RequestError, ContextLengthError, QueueFullError, EngineClosedError: as `Engine.submit`.
     """
 
-    def __init__(self, engine: Engine, prompt_ids: Sequence[int], params: SamplingParams, request_id: str) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        prompt_ids: Sequence[int],
+        params: SamplingParams,
+        request_id: str,
+        *,
+        deadlines: Deadlines,
+        priority: int = 0,
+        cache_salt: str | None = None,
+    ) -> None:
         self.request_id = request_id
         self._engine = engine
-        self._prompt_ids = tuple(prompt_ids)
-        self._params = params
+        self._request = Request(
+            id=request_id,
+            prompt_ids=tuple(prompt_ids),
+            params=params,
+            emit=self._emit,
+            deadlines=deadlines,
+            priority=priority,
+            cache_salt=cache_salt,
+        )
         self._events: asyncio.Queue[StepOutput] = asyncio.Queue()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._finished = False
 
     async def __aenter__(self) -> Self:
-        if self._loop is not None:
-            raise RuntimeError("a token stream can be entered once")
-        self._loop = asyncio.get_running_loop()
-        self._engine.submit(
-            Request(id=self.request_id, prompt_ids=self._prompt_ids, params=self._params, emit=self._emit)
-        )
+        self._engine.submit(self._begin())
         return self
 
     async def __aexit__(
@@ -59,6 +75,13 @@ class TokenStream:
         self._finished = output.finish_reason is not None
         return output
 
+    def _begin(self) -> Request:
+        """The request, to be submitted by whoever runs in the loop that will read."""
+        if self._loop is not None:
+            raise RuntimeError("a token stream can be entered once")
+        self._loop = asyncio.get_running_loop()
+        return replace(self._request, context=contextvars.copy_context())
+
     def _emit(self, output: StepOutput) -> None:
         """Hand an event over; runs on the engine thread."""
         assert self._loop is not None  # set before the engine learns of the request
@@ -68,8 +91,25 @@ class TokenStream:
             self._engine.abort(self.request_id)
 
 
+@asynccontextmanager
+async def entered(engine: Engine, streams: Sequence[TokenStream]) -> AsyncIterator[Sequence[TokenStream]]:
+    """Enter streams of an engine together: it accepts all of them or none. Leaving aborts what has not finished."""
+    engine.submit_all([stream._begin() for stream in streams])
+    async with AsyncExitStack() as stack:
+        for stream in streams:
+            stack.push_async_exit(stream)
+        yield streams
+
+
 def open_stream(
-    engine: Engine, prompt_ids: Sequence[int], params: SamplingParams, request_id: str | None = None
+    engine: Engine,
+    prompt_ids: Sequence[int],
+    params: SamplingParams,
+    request_id: str | None = None,
+    *,
+    deadlines: Deadlines | None = None,
+    priority: int = 0,
+    cache_salt: str | None = None,
 ) -> TokenStream:
     """A stream to be entered: `async with open_stream(...) as stream: async for output in stream: ...`.
 
@@ -78,5 +118,16 @@ def open_stream(
         prompt_ids: at least one token id.
         params: how to choose tokens and when to stop.
         request_id: unique among the requests alive; made up unless given.
+        deadlines: how long it may wait and take; the engine's own unless given.
+        priority, cache_salt: see `Request`.
     """
-    return TokenStream(engine, prompt_ids, params, request_id if request_id is not None else uuid.uuid4().hex)
+    name = request_id if request_id is not None else uuid.uuid4().hex
+    return TokenStream(
+        engine,
+        prompt_ids,
+        params,
+        name,
+        deadlines=deadlines or Deadlines(),
+        priority=priority,
+        cache_salt=cache_salt,
+    )

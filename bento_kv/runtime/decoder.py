@@ -61,7 +61,8 @@ class OnnxDecoder:
                 "exported for"
             )
         self.exact = exact
-        self.cache = InPlaceCache(self.manifest.layers, slots, length)
+        dtype = np.int8 if self.manifest.kv_cache == "int8" else np.float32
+        self.cache = InPlaceCache(self.manifest.layers, slots, length, dtype)
         # In mode `full` one graph computes everything, since another's weights would give other bits.
         files = self.manifest.graphs if exact == "batch" else self.manifest.graphs[-1:]
         even = self.manifest.precision == "int4"
@@ -110,6 +111,25 @@ class OnnxDecoder:
             ends = np.cumsum([row.logits for row in rows])[:-1]
             by_slot.update(zip((row.slot for row in rows), np.split(self._run(rows, displaced), ends), strict=True))
         return np.concatenate([by_slot[row.slot] for row in plan.rows])
+
+    def copy(self, source: int, target: int, length: int) -> None:
+        """Make the first `length` positions of a slot those of another."""
+        self.cache.copy(source, target, length)
+        self._written[target] = length
+
+    def save(self, slot: int, length: int) -> list[NDArray[np.generic]]:
+        """A copy of a slot's first `length` positions; see `InPlaceCache.save`."""
+        return self.cache.save(slot, length)
+
+    def restore(self, slot: int, saved: Sequence[NDArray[np.generic]], length: int) -> None:
+        """Make the first `length` positions of a copy those of a slot."""
+        self.cache.restore(slot, saved, length)
+        self._written[slot] = length
+
+    def release(self, slot: int, length: int) -> None:
+        """Give the memory of a slot's positions from `length` on back."""
+        self.cache.release(slot, length)
+        self._written[slot] = min(self._written[slot], length)
 
     def _runs(self, rows: Sequence[StepRow]) -> list[list[StepRow]]:
         """The plan's rows, in one run of a graph if possible.

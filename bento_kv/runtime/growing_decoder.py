@@ -41,6 +41,18 @@ class GrowingCache:
         """Take what a step returned."""
         self._slots[slot] = present
 
+    @property
+    def token_bytes(self) -> int:
+        """Bytes of one position of one slot, all layers."""
+        return sum(side.itemsize * side.shape[1] * side.shape[3] for layer in self._empty for side in layer)
+
+    def release(self, slot: int, length: int) -> None:
+        """Forget the slot's positions from `length` on."""
+        if length == 0:
+            self._slots.pop(slot, None)
+        elif self.held(slot) > length:
+            self.keep(slot, [(k[:, :, :length].copy(), v[:, :, :length].copy()) for k, v in self._slots[slot]])
+
     def read(self, slot: int, length: int) -> list[tuple[NDArray[np.float32], NDArray[np.float32]]]:
         """Copies of a slot's first `length` keys and values by layer, `[kv_heads, length, head_dim]`."""
         return [(k[0].astype(np.float32), v[0].astype(np.float32)) for k, v in self.past(slot, length)]
@@ -90,6 +102,22 @@ class GrowingDecoder:
         if displaced and not self._graph.takes_positions:
             raise DecoderError("the graph computes its positions itself: they cannot be displaced")
         return np.concatenate([self._row(row, displaced) for row in plan.rows])
+
+    def copy(self, source: int, target: int, length: int) -> None:
+        """Make the first `length` positions of a slot those of another; arrays are never written, so both have them."""
+        self.cache.keep(target, self.cache.past(source, length))
+
+    def save(self, slot: int, length: int) -> Cache:
+        """A slot's first `length` positions."""
+        return self.cache.past(slot, length)
+
+    def restore(self, slot: int, saved: Cache, length: int) -> None:
+        """Make the first `length` positions of what was saved those of a slot."""
+        self.cache.keep(slot, [(k[:, :, :length], v[:, :, :length]) for k, v in saved])
+
+    def release(self, slot: int, length: int) -> None:
+        """Give the memory of a slot's positions from `length` on back."""
+        self.cache.release(slot, length)
 
     def _row(self, row: StepRow, displaced: int) -> NDArray[np.float32]:
         """One row's logits, `[row.logits, vocab_size]`."""

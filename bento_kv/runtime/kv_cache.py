@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import mmap
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import onnxruntime as ort
@@ -15,6 +16,9 @@ from bento_kv.manifest import LayerGeometry
 
 # One position more than a slot may use: where a row's last token is repeated, its copy lands there.
 SPARE = 1
+
+# What a graph may declare.
+Element = type[np.float32] | type[np.int8]
 
 
 class InPlaceCache:
@@ -27,19 +31,26 @@ class InPlaceCache:
         layers: geometry by layer.
         slots: rows.
         max_length: positions of a row.
+        dtype: of an element, as the graph declares it.
     """
 
-    def __init__(self, layers: Sequence[LayerGeometry], slots: int, max_length: int) -> None:
+    def __init__(
+        self,
+        layers: Sequence[LayerGeometry],
+        slots: int,
+        max_length: int,
+        dtype: Element = np.float32,
+    ) -> None:
         self.slots = slots
         self.max_length = max_length
         self.capacity = max_length + SPARE
         try:
-            self._buffers: list[tuple[NDArray[np.float32], NDArray[np.float32]]] = [
-                (_zeros(shape), _zeros(shape))
+            self._buffers: list[tuple[NDArray[Any], NDArray[Any]]] = [
+                (_zeros(shape, dtype), _zeros(shape, dtype))
                 for shape in ((slots, g.kv_heads, self.capacity, g.head_dim) for g in layers)
             ]
         except (MemoryError, OSError, OverflowError):
-            wanted = sum(2 * slots * g.kv_heads * self.capacity * g.head_dim for g in layers) * 4
+            wanted = sum(2 * slots * g.kv_heads * self.capacity * g.head_dim for g in layers) * np.dtype(dtype).itemsize
             raise DecoderError(
                 f"a KV cache of {slots} slots and {max_length} positions takes {wanted / 2**30:.1f} GiB, "
                 "more than there is; lower slots or max_length"
@@ -49,6 +60,11 @@ class InPlaceCache:
     def nbytes(self) -> int:
         """Address space of all buffers, bytes."""
         return sum(key.nbytes + value.nbytes for key, value in self._buffers)
+
+    @property
+    def token_bytes(self) -> int:
+        """Bytes of one position of one slot, all layers."""
+        return self.nbytes // (self.slots * self.capacity)
 
     def bind(self, binding: ort.IOBinding, first: int, last: int) -> None:
         """Bind rows `[first, last)` of every buffer to the graph's past inputs and present outputs."""
@@ -65,18 +81,62 @@ class InPlaceCache:
             key[slot, :, : new_key.shape[1]] = new_key
             value[slot, :, : new_value.shape[1]] = new_value
 
-    def read(self, slot: int, length: int) -> list[tuple[NDArray[np.float32], NDArray[np.float32]]]:
+    def read(self, slot: int, length: int) -> list[tuple[NDArray[Any], NDArray[Any]]]:
         """Copies of a slot's first `length` keys and values by layer, `[kv_heads, length, head_dim]`."""
         return [(key[slot, :, :length].copy(), value[slot, :, :length].copy()) for key, value in self._buffers]
 
+    def copy(self, source: int, target: int, length: int) -> None:
+        """Write a slot's first `length` positions into another slot."""
+        for buffer in self._sides():
+            buffer[target, :, :length] = buffer[source, :, :length]
 
-def _zeros(shape: tuple[int, ...]) -> NDArray[np.float32]:
+    def save(self, slot: int, length: int) -> list[NDArray[np.generic]]:
+        """Copies of a slot's first `length` positions by layer and side, `[kv_heads, length, head_dim]`."""
+        return [buffer[slot, :, :length].copy() for buffer in self._sides()]
+
+    def restore(self, slot: int, saved: Sequence[NDArray[np.generic]], length: int) -> None:
+        """Write the first `length` positions of what was saved into a slot."""
+        for buffer, kept in zip(self._sides(), saved, strict=True):
+            buffer[slot, :, :length] = kept[:, :length]
+
+    def release(self, slot: int, length: int) -> None:
+        """Give the memory of a slot's positions from `length` on back to the system, whole pages of it."""
+        for buffer in self._sides():
+            if length == 0:
+                _discard(buffer[slot])  # the heads lie side by side
+            else:
+                for rows in buffer[slot, :, length:]:
+                    _discard(rows)
+
+    def _sides(self) -> Iterator[NDArray[np.generic]]:
+        """The buffers, layer by layer, keys before values."""
+        for sides in self._buffers:
+            yield from sides
+
+
+def _zeros(shape: tuple[int, ...], dtype: Element) -> NDArray[Any]:
     """Zeros whose memory is committed a small page at a time.
 
     numpy asks for huge pages, and each head of each slot has a page of its own: the first token of a slot of a 135M model
     with 8192 positions would commit 300 MB and take a second.
     """
-    memory = mmap.mmap(-1, max(1, math.prod(shape)) * np.dtype(np.float32).itemsize)
+    memory = mmap.mmap(-1, max(1, math.prod(shape)) * np.dtype(dtype).itemsize)
     if hasattr(mmap, "MADV_NOHUGEPAGE"):
         memory.madvise(mmap.MADV_NOHUGEPAGE)
-    return np.frombuffer(memory, np.float32, math.prod(shape)).reshape(shape)
+    return np.frombuffer(memory, dtype, math.prod(shape)).reshape(shape)
+
+
+def _discard(part: NDArray[np.generic]) -> None:
+    """Let the system take back the pages that a contiguous part of an array of `_zeros` has to itself."""
+    if not hasattr(mmap, "MADV_DONTNEED"):
+        return
+    memory = part.base
+    while isinstance(memory, np.ndarray):
+        memory = memory.base
+    assert isinstance(memory, memoryview)
+    assert isinstance(memory.obj, mmap.mmap)
+    begin = part.ctypes.data - np.frombuffer(memory, np.uint8).ctypes.data
+    first = -(-begin // mmap.PAGESIZE) * mmap.PAGESIZE
+    last = (begin + part.nbytes) // mmap.PAGESIZE * mmap.PAGESIZE
+    if first < last:
+        memory.obj.madvise(mmap.MADV_DONTNEED, first, last - first)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +19,14 @@ from bento_kv.runtime.session import open_session
 
 
 class CacheReader(Protocol):
-    """What can be seen of a cache."""
+    """What can be seen of a cache.
+
+    Attributes:
+        token_bytes: of one position of one slot, all layers.
+    """
+
+    @property
+    def token_bytes(self) -> int: ...
 
     def read(self, slot: int, length: int) -> list[tuple[NDArray[np.float32], NDArray[np.float32]]]:
         """Copies of a slot's first `length` keys and values by layer, `[kv_heads, length, head_dim]`."""
@@ -57,6 +64,22 @@ class Decoder(Protocol):
 
     def step(self, plan: StepPlan, *, displaced: int = 0) -> NDArray[np.float32]:
         """Compute the plan's tokens: logits `[sum(row.logits for row in plan.rows), vocab_size]`."""
+        ...
+
+    def copy(self, source: int, target: int, length: int) -> None:
+        """Make the first `length` positions of a slot those of another."""
+        ...
+
+    def save(self, slot: int, length: int) -> Any:
+        """A copy of a slot's first `length` positions, for `restore`."""
+        ...
+
+    def restore(self, slot: int, saved: Any, length: int) -> None:
+        """Make the first `length` positions of a copy those of a slot."""
+        ...
+
+    def release(self, slot: int, length: int) -> None:
+        """Give the memory of a slot's positions from `length` on back."""
         ...
 
 

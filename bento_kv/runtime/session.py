@@ -36,6 +36,43 @@ def cgroup_quota(root: Path) -> float | None:
         return None
 
 
+def available_memory() -> int:
+    """Bytes that this process may still take: what the machine has available, cut by the cgroup's limit (v2 and v1)."""
+    room = cgroup_memory(_CGROUP)
+    free = free_memory(Path("/proc/meminfo"))
+    return free if room is None else min(free, room)
+
+
+def cgroup_memory(root: Path) -> int | None:
+    """Bytes up to a cgroup's memory limit, or None if it has none.
+
+    Pages of files that nobody has used lately count as used there and are given up when memory is short. Sources: Linux
+    Documentation/admin-guide/cgroup-v2 and cgroup-v1/memory.
+    """
+    folder, limit, usage, inactive = root, "memory.max", "memory.current", "inactive_file"
+    if not (root / limit).is_file():
+        folder, limit, usage = root / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes"
+        inactive = "total_inactive_file"
+    try:
+        allowed = (folder / limit).read_text().strip()
+        if allowed == "max":
+            return None
+        used = int((folder / usage).read_text())
+        stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+        return max(0, int(allowed) - used + int(stat[inactive]))
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def free_memory(meminfo: Path) -> int:
+    """Bytes that can be had without swapping, by Linux's own estimate; all physical memory where there is none."""
+    try:
+        fields = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
+        return int(fields["MemAvailable"].split()[0]) * 1024
+    except (OSError, ValueError, KeyError):
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
 def open_session(
     model: Path, *, threads: int | None = None, providers: Sequence[str] | None = None
 ) -> ort.InferenceSession:

@@ -6,9 +6,12 @@ BentoML sets at start-up: so it is imported when metrics are made, not before.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bento_kv.engine.deadlines import Timeout
 from bento_kv.engine.observer import EngineStats
 from bento_kv.engine.request import FinishReason
 
@@ -34,6 +37,8 @@ class EngineMetrics:
         import prometheus_client as prometheus
 
         home = prometheus.REGISTRY if registry is None else registry
+        if registry is None:
+            _forget_dead_processes()
 
         def gauge(name: str, help: str, mode: Any, labels: tuple[str, ...] = ()) -> prometheus.Gauge:
             return prometheus.Gauge(f"bento_kv_{name}", help, labels, registry=home, multiprocess_mode=mode)
@@ -46,12 +51,20 @@ class EngineMetrics:
 
         self._running = gauge("num_requests_running", "Requests that have a slot.", "livesum")
         self._waiting = gauge("num_requests_waiting", "Requests that wait for a slot.", "livesum")
+        self._slots = gauge("num_slots", "Slots in all.", "livesum")
+        self._kv_used = gauge("kv_cache_used_tokens", "Used positions of the KV cache.", "livesum")
+        self._kv_total = gauge("kv_cache_total_tokens", "Positions of the KV cache in all.", "livesum")
         self._kv_usage = gauge("kv_cache_usage_ratio", "Used part of the KV cache's positions, 0 to 1.", "livemax")
-        self._prompt_tokens = counter("prompt_tokens", "Prompt tokens computed.")
+        self._prompt_tokens = counter(
+            "prompt_tokens", "Prompt tokens processed, computed or found in the prefix cache."
+        )
         self._generation_tokens = counter("generation_tokens", "Tokens generated.")
         self._cache_queries = counter("prefix_cache_query_tokens", "Prompt tokens looked up in the prefix cache.")
         self._cache_hits = counter("prefix_cache_hit_tokens", "Prompt tokens that the prefix cache had.")
+        self._drafts = counter("spec_decode_num_draft_tokens", "Guesses of next tokens that were checked.")
+        self._accepted = counter("spec_decode_num_accepted_tokens", "Of these, those that became part of an answer.")
         self._finished = counter("request_success", "Requests that ended, by reason.", ("finished_reason",))
+        self._timeouts = counter("request_timeouts", "Requests that a deadline ended, by which.", ("deadline",))
         self._first_token = seconds("time_to_first_token", "From submission to the first token.", _FIRST_TOKEN_BUCKETS)
         self._next_token = seconds("inter_token_latency", "From a token to the next one.", _TOKEN_BUCKETS)
         self._e2e = seconds("e2e_request_latency", "From submission to the end.", _REQUEST_BUCKETS)
@@ -63,6 +76,8 @@ class EngineMetrics:
         info.labels(manifest=str(verification.get("manifest_sha256", "")), passed=passed).set(1)
         for reason in ("stop", "length", "abort", "error"):
             self._finished.labels(finished_reason=reason)  # there from the start, so that rates begin at zero
+        for deadline in ("queue", "total"):
+            self._timeouts.labels(deadline=deadline)
         self._alive = 0
 
     def queued(self) -> None:
@@ -73,6 +88,11 @@ class EngineMetrics:
     def admitted(self, queue_seconds: float) -> None:
         """A request's first step begins."""
         self._queue.observe(queue_seconds)
+
+    def prefix_cache(self, query_tokens: int, hit_tokens: int) -> None:
+        """A prompt was looked up in the prefix cache."""
+        self._cache_queries.inc(query_tokens)
+        self._cache_hits.inc(hit_tokens)
 
     def first_token(self, seconds: float) -> None:
         """A request's first token was chosen."""
@@ -88,15 +108,44 @@ class EngineMetrics:
         self._e2e.observe(e2e_seconds)
         self._alive -= 1
         if self._alive == 0:  # no step may follow that would tell
-            self._show(running=0, waiting=0, kv_usage=0.0)
+            self._show(running=0, waiting=0)
+
+    def timed_out(self, deadline: Timeout) -> None:
+        """A request that ended did so because of a deadline."""
+        self._timeouts.labels(deadline=deadline).inc()
+
+    def speculation(self, draft_tokens: int, accepted_tokens: int) -> None:
+        """A step checked guesses."""
+        self._drafts.inc(draft_tokens)
+        self._accepted.inc(accepted_tokens)
 
     def step(self, stats: EngineStats, prompt_tokens: int, generated_tokens: int) -> None:
         """A step went well."""
         self._prompt_tokens.inc(prompt_tokens)
         self._generation_tokens.inc(generated_tokens)
-        self._show(stats.running, stats.waiting, stats.kv_tokens_used / stats.kv_tokens_total)
+        self._show(stats.running, stats.waiting, stats.kv_tokens_used, stats.kv_tokens_total)
 
-    def _show(self, running: int, waiting: int, kv_usage: float) -> None:
+    def opened(self, stats: EngineStats) -> None:
+        """The engine takes requests from now on."""
+        self._slots.set(stats.slots)
+        self._kv_total.set(stats.kv_tokens_total)
+
+    def _show(self, running: int, waiting: int, kv_used: int = 0, kv_total: int = 1) -> None:
         self._running.set(running)
         self._waiting.set(waiting)
-        self._kv_usage.set(kv_usage)
+        self._kv_used.set(kv_used)
+        self._kv_usage.set(kv_used / kv_total)
+
+
+def _forget_dead_processes() -> None:
+    """Take the gauges of workers that crashed out of the sums; those that end in order are taken out by BentoML."""
+    from prometheus_client import multiprocess
+
+    for file in Path(os.environ.get("PROMETHEUS_MULTIPROC_DIR", os.devnull)).glob("gauge_live*_*.db"):
+        process = int(file.stem.rpartition("_")[2])
+        try:
+            os.kill(process, 0)
+        except ProcessLookupError:
+            multiprocess.mark_process_dead(process)  # type: ignore[no-untyped-call]
+        except PermissionError:  # it is somebody else's, so it is there
+            continue

@@ -11,10 +11,11 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from bento_kv.engine.deadlines import Timeout
 from bento_kv.errors import ContextLengthError, EngineClosedError, QueueFullError, RequestError
 
 _LOG = logging.getLogger(__name__)
-_RETRY_AFTER_SHUTDOWN = 5  # seconds: about the time in which a replacement is found
+_RETRY_AFTER = 5  # seconds: about the time in which a replacement is found
 
 
 class Problem(Exception):
@@ -74,10 +75,20 @@ def problem_of(error: Exception, *, request_id: str) -> Problem:
     return internal(request_id)
 
 
-def unavailable(message: str) -> Problem:
+def unavailable(message: str, *, code: str = "service_unavailable") -> Problem:
     """503: nothing is wrong with the request, but this process will not serve it."""
-    headers = {"retry-after": str(_RETRY_AFTER_SHUTDOWN)}
-    return Problem(503, message, type="server_error", code="service_unavailable", headers=headers)
+    headers = {"retry-after": str(_RETRY_AFTER)}
+    return Problem(503, message, type="server_error", code=code, headers=headers)
+
+
+def timed_out(deadline: Timeout) -> Problem:
+    """503: there is no answer in time. Not 408, which says that the *client* was slow to send its request, and which
+    proxies answer with of their own accord; what is wrong here is the load, and another server may have less."""
+    if deadline == "queue":
+        message = "The request waited for a free slot for longer than it may; try again later, or with a longer max_queue_time."
+        return unavailable(message, code="queue_timeout")
+    message = "The request ran out of time before its first token; try again later, or with a longer max_time."
+    return unavailable(message, code="request_timeout")
 
 
 def internal(request_id: str) -> Problem:

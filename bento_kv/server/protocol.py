@@ -1,8 +1,9 @@
 """The requests of the OpenAI-compatible routes: every field with its type, its range and the words that explain it.
 
 Each field is in one of three classes, and none is ignored silently:
-- **supported**: a field of a model below. `top_k`, `min_p`, `repetition_penalty`, `stop_token_ids` and `ignore_eos` go
-  beyond OpenAI's, under the names that other open servers gave them;
+- **supported**: a field of a model below. `top_k`, `min_p`, `repetition_penalty`, `stop_token_ids`, `ignore_eos`,
+  `priority` and `cache_salt` go beyond OpenAI's, under the names that other open servers gave them; so do `max_time`,
+  transformers' name, and `max_queue_time` and `speculation`, under names of our own;
 - **accepted**: changes nothing here (`ACCEPTED_WITHOUT_EFFECT`), is type-checked and left at that;
 - **refused**: OpenAI has it and this server does not (`REFUSED_*`). It gets 400 with its name, unless its value asks
   for what happens anyway; that value is listed with it.
@@ -28,6 +29,7 @@ from pydantic import (
 )
 from pydantic_core import PydanticCustomError
 
+from bento_kv.engine.deadlines import Deadlines
 from bento_kv.errors import RequestError
 from bento_kv.server.fields import (
     TOKEN_ID_LIMIT,
@@ -41,6 +43,7 @@ from bento_kv.server.fields import (
 
 MAX_CHOICES = 16
 MAX_STOP_TOKEN_IDS = 128
+MAX_PRIORITY = 100
 
 ACCEPTED_WITHOUT_EFFECT = frozenset(
     {"user", "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key"}
@@ -170,10 +173,20 @@ class GenerationRequest(Body):
         description=f"a list of at most {MAX_STOP_TOKEN_IDS} token ids",
     )
     ignore_eos: bool | None = Field(None, description="true or false")
+    speculation: int | None = Field(None, ge=0, lt=TOKEN_ID_LIMIT, description="an integer of at least 0; 0 is off")
+    max_time: float | None = Field(None, gt=0, allow_inf_nan=False, description="a number of seconds above 0")
+    max_queue_time: float | None = Field(None, gt=0, allow_inf_nan=False, description="a number of seconds above 0")
     logit_bias: Annotated[Mapping[int, float], PlainValidator(parse_logit_bias)] = {}
     n: int | None = Field(None, ge=1, le=MAX_CHOICES, description=f"an integer between 1 and {MAX_CHOICES}")
     stream: bool | None = Field(None, description="true or false")
     stream_options: StreamOptions | None = Field(None, description="an object")
+    priority: int | None = Field(
+        None,
+        ge=-MAX_PRIORITY,
+        le=MAX_PRIORITY,
+        description=f"an integer between {-MAX_PRIORITY} and {MAX_PRIORITY}; lower is more urgent",
+    )
+    cache_salt: str | None = Field(None, min_length=1, max_length=256, description="a string of 1 to 256 characters")
 
     user: str | None = Field(None, description="a string")
     metadata: Annotated[dict[str, str] | None, PlainValidator(parse_metadata)] = None
@@ -192,6 +205,12 @@ class GenerationRequest(Body):
     def choices(self) -> int:
         """Choices for each prompt."""
         return self.n or 1
+
+    @property
+    def deadlines(self) -> Deadlines:
+        """How long the answer may take: `max_time` seconds in all, after which it is cut with finish reason `length`, and
+        `max_queue_time` until its first step begins, after which it is given up."""
+        return Deadlines(max_queue_time=self.max_queue_time, max_time=self.max_time)
 
     @property
     def include_usage(self) -> bool:

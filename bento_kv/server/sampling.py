@@ -15,6 +15,7 @@ _SAME_NAMES = (
     "repetition_penalty",
     "presence_penalty",
     "frequency_penalty",
+    "speculation",
 )
 _SMALLEST_TOP_P = 1e-9  # 0, which OpenAI takes, leaves the one likeliest token, and so does this
 

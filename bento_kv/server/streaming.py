@@ -5,20 +5,19 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-import uuid
 from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 from bento_kv.engine.request import StepOutput
-from bento_kv.engine.stream import TokenStream, open_stream
+from bento_kv.engine.stream import TokenStream, entered, open_stream
 from bento_kv.errors import RequestError
 from bento_kv.server import jsontext
 from bento_kv.server.backend import Backend
 from bento_kv.server.choices import ChatChoice, Choice, TextChoice
 from bento_kv.server.exchange import Exchange
-from bento_kv.server.problems import internal, unavailable
+from bento_kv.server.problems import internal, timed_out, unavailable
 from bento_kv.server.prompts import EncodedPrompt
 from bento_kv.server.protocol import ChatRequest, CompletionRequest
 from bento_kv.server.sampling import sampling_params
@@ -48,8 +47,8 @@ class Envelope:
     created: int = field(default_factory=lambda: int(time.time()))
 
     @classmethod
-    def of(cls, request: ChatRequest | CompletionRequest, backend: Backend) -> Envelope:
-        unique = uuid.uuid4().hex
+    def of(cls, request: ChatRequest | CompletionRequest, backend: Backend, request_id: str) -> Envelope:
+        unique = request_id.removeprefix("req_")  # what one log says of an answer is found in the other
         digest = backend.verification.get("manifest_sha256")
         fingerprint = f"bkv-{digest[:12]}" if digest else None
         if isinstance(request, ChatRequest):
@@ -94,12 +93,12 @@ async def answer(
         RequestError, QueueFullError, EngineClosedError: as `Engine.submit`.
         Problem: the engine failed or shut down before the end.
     """
-    envelope = Envelope.of(request, backend)
+    envelope = Envelope.of(request, backend, exchange.id)
     streams = _streams(backend, request, prompts, envelope.id)
     choices = _choices(backend, request, prompts)
     usage = Usage(prompts)
     try:
-        async with _merged(streams) as events:
+        async with entered(backend.engine, streams), _merged(streams) as events:
             if request.stream:
                 await _send_stream(exchange, request, envelope, choices, usage, events)
             else:
@@ -160,7 +159,15 @@ def _streams(
             param="n" if len(params) > 1 else "prompt",
         )
     return [
-        open_stream(backend.engine, prompt.ids, choice, f"{answer_id}-{index}")
+        open_stream(
+            backend.engine,
+            prompt.ids,
+            choice,
+            f"{answer_id}-{index}",
+            deadlines=request.deadlines,
+            priority=request.priority or 0,
+            cache_salt=request.cache_salt,
+        )
         for index, (prompt, choice) in enumerate(pairs)
     ]
 
@@ -180,18 +187,15 @@ def _choices(
 
 @asynccontextmanager
 async def _merged(streams: Sequence[TokenStream]) -> AsyncIterator[Events]:
-    """Events of all streams as they come, each with its stream's number. Leaving aborts what has not finished."""
+    """Events of all streams as they come, each with its stream's number."""
     queue: asyncio.Queue[tuple[int, StepOutput | Exception]] = asyncio.Queue()
-    async with AsyncExitStack() as stack:
-        for stream in streams:
-            await stack.enter_async_context(stream)
-        pumps = [asyncio.create_task(_pump(number, stream, queue)) for number, stream in enumerate(streams)]
-        try:
-            yield _until_all_end(queue, len(streams))
-        finally:
-            for pump in pumps:
-                pump.cancel()
-            await asyncio.gather(*pumps, return_exceptions=True)
+    pumps = [asyncio.create_task(_pump(number, stream, queue)) for number, stream in enumerate(streams)]
+    try:
+        yield _until_all_end(queue, len(streams))
+    finally:
+        for pump in pumps:
+            pump.cancel()
+        await asyncio.gather(*pumps, return_exceptions=True)
 
 
 async def _pump(number: int, stream: TokenStream, queue: asyncio.Queue[tuple[int, StepOutput | Exception]]) -> None:
@@ -216,6 +220,8 @@ def _check(output: StepOutput, exchange: Exchange) -> None:
     if output.finish_reason == "error":
         _LOG.error("request %s ends with an error: %s", exchange.id, output.error)
         raise internal(exchange.id)
+    if output.finish_reason == "abort" and output.timeout is not None:
+        raise timed_out(output.timeout)
     if output.finish_reason == "abort":
         raise unavailable("The request was aborted: the server is shutting down.")
 

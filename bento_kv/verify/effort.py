@@ -15,14 +15,18 @@ from bento_kv.manifest import Manifest
 
 SEQUENCE = 300  # positions; longer than four blocks of the attention operator of most models, and one
 SHORT = 40  # every prompt length up to this one
+TEXT_LENGTH = 160  # tokens of a sequence of probe text, half of them decoded
+TEXTS_TOGETHER = 6  # sequences of it that are decoded in the same steps
 WALKS = 12
 LEAST_WALKS = 3
+LEAST_TEXTS = 4
 
 # Operations; two cores of 2026 do about 1.5e11 a second.
 LONGEST_PROMPT = 1.5e12
 OTHER_PROMPTS = 2.0e12
 FULL_SLOTS = 0.6e12
 SPLITS = 1.2e12
+TEXTS = 2.5e12
 
 # A step reads all weights, which takes as long as computing this many tokens; and any step costs some.
 _STEP_TOKENS = 20
@@ -38,12 +42,14 @@ class Effort:
         slot_length: positions of a slot where sequences are compared with themselves.
         full_slots: how many slots are filled to the last position.
         walks: ways to split a sequence into steps.
+        texts: sequences of probe text that the quality is measured on, if there are as many.
     """
 
     lengths: tuple[int, ...]
     slot_length: int
     full_slots: int
     walks: int
+    texts: int
 
     @property
     def longest(self) -> int:
@@ -69,11 +75,13 @@ class Effort:
         fitting = [(length, n) for length, n in choices if (n + 3) * step(length) <= FULL_SLOTS]
         slot_length, full_slots = (fitting or choices)[0 if fitting else -1]
         walk = step(short) + 60 * step(1)
+        text = 2 * step(TEXT_LENGTH) + TEXT_LENGTH / 2 * step(TEXTS_TOGETHER) / TEXTS_TOGETHER
         return cls(
             lengths=_lengths(_candidates(manifest), step),
             slot_length=slot_length,
             full_slots=full_slots,
             walks=max(LEAST_WALKS, min(WALKS, int(SPLITS / walk))),
+            texts=max(LEAST_TEXTS, int(TEXTS / text)),
         )
 
 

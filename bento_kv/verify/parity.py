@@ -11,6 +11,7 @@ import torch
 from jinja2 import TemplateError
 from numpy.typing import NDArray
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache
+from transformers.pytorch_utils import Conv1D
 
 from bento_kv.errors import SourceError, VerificationError, first_line
 from bento_kv.manifest import Manifest
@@ -95,6 +96,17 @@ class TorchReference:
         cache: Any = DynamicCache()
         self._model(input_ids=torch.tensor([list(ids)]), past_key_values=cache, use_cache=True, logits_to_keep=1)
         return [(layer.keys[0].numpy(), layer.values[0].numpy()) for layer in cache.layers]
+
+    def weight(self, name: str) -> NDArray[np.float32]:
+        """A matrix `[out_features, in_features]`; see `WeightReference`."""
+        try:
+            parameter = self._model.get_parameter(name)
+            owner = self._model.get_submodule(name.rpartition(".")[0])
+        except AttributeError:
+            raise VerificationError(f"{self._source.id} has no parameter {name}, which the manifest names") from None
+        # GPT-2's own linear layer keeps its matrix the other way round.
+        matrix: NDArray[np.float32] = parameter.detach().numpy()
+        return matrix.T if isinstance(owner, Conv1D) else matrix
 
     def operations(self, tokens: int) -> float:
         """Two for every weight and token, and what attention costs; experts that sit out are counted too."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,15 +13,18 @@ from typing import Protocol
 
 from bento_kv import manifest as contract
 from bento_kv.errors import DecoderError
-from bento_kv.manifest import Check, GoldenPrompt, LayerProof, Manifest, Verification
+from bento_kv.manifest import Check, GoldenPrompt, LayerProof, Manifest, Precision, Verification
 from bento_kv.runtime.golden import record_golden
 from bento_kv.runtime.open import Decoder
 from bento_kv.runtime.session import available_cpus
+from bento_kv.tokenizer import Tokenizer
 from bento_kv.verify.contract import check_contract
 from bento_kv.verify.diagnosis.doctor import check_export
-from bento_kv.verify.reference import NumericReference
+from bento_kv.verify.quality import probe_sequences
+from bento_kv.verify.reference import NumericReference, WeightReference
 from bento_kv.verify.stages import Found, Layer, stages
 from bento_kv.verify.text import TextReference, check_text
+from bento_kv.verify.twin import make_twin
 
 GOLDEN_STEPS = 8
 _PACKAGES = ("onnxruntime", "onnx", "torch", "transformers", "numpy")
@@ -27,7 +32,7 @@ _PACKAGES = ("onnxruntime", "onnx", "torch", "transformers", "numpy")
 Progress = Callable[[str], None]
 
 
-class Reference(NumericReference, TextReference, Protocol):
+class Reference(NumericReference, WeightReference, TextReference, Protocol):
     """The model that the decoder was made from, as transformers has it."""
 
 
@@ -41,7 +46,9 @@ def prove(
     """Run the proof and write `verification.json`.
 
     It drives the decoder that serves, with the settings that serve, in both modes of exactness. A failing contract
-    ends it before anything runs, since the numbers would mean nothing. The engine relies on law 1 in mode `full`
+    ends it before anything runs, since the numbers would mean nothing. A quantized decoder is proven in two halves: its
+    float twin (`twin.py`) is compared with torch in its place, and its weights with torch's; then what it predicts must be
+    near enough (`quality.py`), and all that is proven by equality is proven of itself. The engine relies on law 1 in mode `full`
     (`cached-equals-uncached-full`) and on law 2 in both (`alone-equals-together-*`), so a machine whose kernels break
     one by a bit gets a record that says by how much, and has not passed.
 
@@ -70,7 +77,7 @@ def prove(
             compared = any(check.id == "decode-logits" for check in book.checks["export"])
             failed = Check(id="runs", passed=False, measured=None, limit=None, explain=str(error))
             book.checks["loop" if compared else "export"].append(failed)
-    record = book.close(contract.sha256(directory / contract.MANIFEST_FILE))
+    record = book.close(contract.sha256(directory / contract.MANIFEST_FILE), manifest.coarsest)
     record.write(directory)
     return record
 
@@ -83,11 +90,22 @@ def _compute(directory: Path, manifest: Manifest, model: Reference, threads: int
     def record(decoder: Decoder, prompts: Sequence[Sequence[int]]) -> None:
         book.golden = tuple(record_golden(decoder, prompt, GOLDEN_STEPS) for prompt in prompts)
 
-    plan = stages(directory, manifest, model, threads, record)
-    book.expected = 2 + sum(len(stage.works) for stage in plan)
-    book.add("export", "tokenizer and chat template", lambda: check_text(directory, model))
-    for stage in plan:
-        stage.run(book.add)
+    def texts() -> list[list[int]]:
+        return probe_sequences(Tokenizer(directory), manifest.max_length)
+
+    with ExitStack() as stack:
+        floats = directory
+        if manifest.quantized:
+            floats = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bento_kv-twin-")))
+        plan = stages(directory, floats, manifest, model, threads, texts, record)
+        book.expected = book.done + 1 + manifest.quantized + sum(len(stage.works) for stage in plan)
+        book.add("export", "tokenizer and chat template", lambda: check_text(directory, model))
+        if manifest.quantized:
+            book.add("export", "float twin and weights", lambda: make_twin(directory, manifest, model, floats))
+            if any(check.id == "float-twin" and not check.passed for check in book.checks["export"]):
+                return
+        for stage in plan:
+            stage.run(book.add)
 
 
 @dataclass(slots=True)
@@ -98,17 +116,17 @@ class _Book:
     checks: dict[Layer, list[Check]] = field(default_factory=lambda: {"export": [], "loop": []})
     golden: tuple[GoldenPrompt, ...] = ()
     expected: int = 0
-    _done: int = 0
+    done: int = 0
     _began: float = field(default_factory=time.monotonic)
 
     def add(self, layer: Layer, name: str, work: Callable[[], Found]) -> None:
-        self._done += 1
+        self.done += 1
         of = f"/{self.expected}" if self.expected else ""
-        self.progress(f"{self._done}{of} {name}, {self._seconds:.0f} s so far")
+        self.progress(f"{self.done}{of} {name}, {self._seconds:.0f} s so far")
         found = work()
         self.checks[layer].extend([found] if isinstance(found, Check) else found)
 
-    def close(self, manifest_sha256: str) -> Verification:
+    def close(self, manifest_sha256: str, precision: Precision) -> Verification:
         layers = {name: _layer(checks) for name, checks in self.checks.items()}
         passed = all(proof.passed for proof in layers.values())
         return Verification(
@@ -117,7 +135,7 @@ class _Book:
             export=layers["export"],
             loop=layers["loop"],
             golden=self.golden if passed else (),
-            golden_limit=contract.GOLDEN_LIMIT,
+            golden_limit=contract.GOLDEN_LIMITS[precision],
             machine=contract.machine(),
             versions=contract.versions_of(_PACKAGES),
             created=datetime.now(UTC).isoformat(timespec="seconds"),

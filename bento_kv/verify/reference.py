@@ -39,6 +39,18 @@ class NumericReference(Protocol):
         ...
 
 
+class WeightReference(Protocol):
+    """The model that the decoder was made from, by its parameters."""
+
+    def weight(self, name: str) -> NDArray[np.float32]:
+        """A matrix of a linear layer or an embedding, as `[out_features, in_features]`.
+
+        Raises:
+            VerificationError: there is none of that name.
+        """
+        ...
+
+
 class Truth:
     """A sequence, and the reference's logits after some of its prefixes, all from one pass without a cache.
 

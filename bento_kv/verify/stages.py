@@ -14,6 +14,7 @@ from bento_kv.manifest import Check, Manifest
 from bento_kv.plan import Exactness
 from bento_kv.runtime.graph import CachedGraph
 from bento_kv.runtime.open import Decoder, open_decoder
+from bento_kv.verify.checks import rounding
 from bento_kv.verify.contract import longest_window
 from bento_kv.verify.diagnosis.loading import open_cached
 from bento_kv.verify.effort import SEQUENCE, Effort
@@ -21,6 +22,7 @@ from bento_kv.verify.exactness import check_neighbours, check_splits
 from bento_kv.verify.lengths import check_lengths, first_of_last_steps
 from bento_kv.verify.numeric import check_far, check_greedy, check_numbers, check_ragged, check_window
 from bento_kv.verify.past import check_past
+from bento_kv.verify.quality import check_quality
 from bento_kv.verify.reference import NumericReference, Truth
 from bento_kv.verify.slots import check_full, check_reuse
 from bento_kv.verify.threads import ThreadComparison
@@ -81,26 +83,31 @@ class Probes:
 
 def stages(
     directory: Path,
+    floats: Path,
     manifest: Manifest,
     model: NumericReference,
     threads: int,
+    texts: Callable[[], Sequence[Sequence[int]]],
     at_last: Callable[[Decoder, Sequence[Sequence[int]]], None],
 ) -> list[Stage[Decoder] | Stage[CachedGraph]]:
     """The proof's stages.
 
     Args:
         directory: of the decoder.
+        floats: of its float twin, which is compared with torch in its place; its own in fp32.
         manifest: its manifest.
         model: what it was made from.
         threads: of a step.
+        texts: gives the token ids of probe text.
         at_last: is given the decoder as it serves, and prompts, when it has been compared with torch.
     """
     effort = Effort.plan(manifest, model.operations, SLOTS)
     probes = Probes(manifest, longest_window(directory, manifest), effort.longest)
-    comparison = ThreadComparison(probes.short, threads)
+    limit = rounding(manifest.coarsest)
+    comparison = ThreadComparison(probes.short, threads, limit)
 
-    def decoder(exact: Exactness, length: int, threads: int = threads) -> Callable[[], Decoder]:
-        return partial(_open, directory, exact, threads, length)
+    def decoder(exact: Exactness, length: int, threads: int = threads, at: Path = directory) -> Callable[[], Decoder]:
+        return partial(_open, at, exact, threads, length)
 
     def remember(decoder: Decoder) -> Found:
         at_last(decoder, probes.prompts)
@@ -109,12 +116,26 @@ def stages(
     def past(graph: CachedGraph) -> Found:
         return check_past(graph, model, probes.short, manifest.max_length)
 
-    serving = [*_against_torch(model, probes, effort), Work("loop", "golden prompts", remember)]
-    itself = list(_against_itself(probes, effort))
+    def quality(decoder: Decoder) -> Found:
+        return check_quality(decoder, model, texts()[: effort.texts], manifest.coarsest)
+
+    exact_works = list(_against_torch(model, probes, effort))
+    serving = [Work("export", "quality on text", quality), Work("loop", "golden prompts", remember)]
+    whole = manifest.max_length
     return [
-        Stage(decoder("batch", manifest.max_length), serving),
-        Stage(lambda: _open_graph(directory, threads), [Work("export", "long pasts", past)]),
-        *(Stage(decoder(exact, effort.slot_length), itself) for exact in _modes(manifest)),
+        *(
+            [Stage(decoder("batch", whole), [*exact_works, *serving])]
+            if floats == directory
+            else [Stage(decoder("batch", whole, at=floats), exact_works), Stage(decoder("batch", whole), serving)]
+        ),
+        Stage(lambda: _open_graph(floats, threads), [Work("export", "long pasts", past)]),
+        *(
+            Stage(
+                decoder(exact, effort.slot_length),
+                list(_against_itself(probes, effort, limit, _apart(manifest, exact))),
+            )
+            for exact in _modes(manifest)
+        ),
         *(
             Stage(
                 decoder("batch", effort.slot_length, count),
@@ -127,6 +148,11 @@ def stages(
 
 def _modes(manifest: Manifest) -> tuple[Exactness, ...]:
     return ("full", "batch") if manifest.layout == "in-place" else ("batch",)
+
+
+def _apart(manifest: Manifest, exact: Exactness) -> bool:
+    """Whether prompts and what continues them go through different weights."""
+    return manifest.layout == "in-place" and len(manifest.graphs) > 1 and exact == "batch"
 
 
 def _open(directory: Path, exact: Exactness, threads: int, length: int) -> Decoder:
@@ -157,9 +183,9 @@ def _against_torch(model: NumericReference, probes: Probes, effort: Effort) -> I
     yield Work("loop", "greedy tokens", lambda d: check_greedy(d, model, probes.prompts, probes.greedy_steps))
 
 
-def _against_itself(probes: Probes, effort: Effort) -> Iterator[Work[Decoder]]:
+def _against_itself(probes: Probes, effort: Effort, rounding: float, apart: bool) -> Iterator[Work[Decoder]]:
     """The checks by equality, of either mode; reuse first, while there is a slot that nobody has used."""
     yield Work("loop", "slots used again", lambda d: check_reuse(d, probes.short))
-    yield Work("loop", "splits", lambda d: check_splits(d, probes.short, effort.walks))
+    yield Work("loop", "splits", lambda d: check_splits(d, probes.short, effort.walks, rounding, apart=apart))
     yield Work("loop", "neighbours", lambda d: check_neighbours(d, probes.short))
     yield Work("loop", "full slots", lambda d: check_full(d, effort.full_slots))

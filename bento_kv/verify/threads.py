@@ -26,11 +26,13 @@ class ThreadComparison:
     Args:
         ids: the sequence: a prompt and some tokens to decode.
         served: the number of threads that `remember` meets.
+        limit: of the error.
     """
 
-    def __init__(self, ids: Sequence[int], served: int) -> None:
+    def __init__(self, ids: Sequence[int], served: int, limit: float = FP32_LIMIT) -> None:
         self._ids = ids[: _PROMPT + _DECODED]
         self._served = served
+        self._limit = limit
         self._expected: NDArray[np.float32] | None = None
 
     @property
@@ -52,7 +54,7 @@ class ThreadComparison:
             f"largest error of the logits of {len(self._ids)} tokens, {threads} against {self._served} threads, "
             "relative to the largest logit; 0 is equal to the last bit"
         )
-        return at_most(f"threads-{threads}", error, FP32_LIMIT, text)
+        return at_most(f"threads-{threads}", error, self._limit, text)
 
     def _compute(self, decoder: Decoder) -> NDArray[np.float32]:
         prompt = max(1, len(self._ids) - _DECODED)

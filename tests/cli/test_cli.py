@@ -83,6 +83,8 @@ def test_a_proof_that_fails_is_exit_1(tiny_source: Path, tiny_decoder: Path) -> 
         (["save", "{tmp}/nothing", "name"], "does not exist"),
         (["generate", "{tmp}", "Hi"], "has no manifest.json"),
         (["generate", "demo-that-is-not-there", "Hi"], "the model store has no"),
+        (["bench", "{tmp}"], "has no manifest.json"),
+        (["bench", "{tmp}", "--batch", "1,x"], "not a list of whole numbers"),
         (["frobnicate"], "No such command"),
     ],
 )
@@ -95,11 +97,28 @@ def test_what_cannot_be_done_is_exit_2_and_one_sentence(arguments: list[str], me
     assert list(tmp_path.iterdir()) == []
 
 
+def test_bench_times_prefill_and_decode_by_rows(tiny_decoder: Path) -> None:
+    result = _run("bench", tiny_decoder, "--batch", "1,3", "--prompt", "20", "--json")
+    assert result.returncode == 0
+    rows = json.loads(result.stdout)["results"]
+    assert [(row["phase"], row["batch"], row["prompt"]) for row in rows] == [
+        ("prefill", 1, 20),
+        ("decode", 1, 20),
+        ("prefill", 3, 20),
+        ("decode", 3, 20),
+    ]
+    for row in rows:
+        tokens = row["batch"] * (20 if row["phase"] == "prefill" else 1)
+        assert row["tokens_per_second"] == pytest.approx(1000 * tokens / row["step_ms"])
+    table = _run("bench", tiny_decoder, "--batch", "1", "--prompt", "20").stdout
+    assert len(table.splitlines()) == 3
+
+
 def test_debug_shows_the_traceback(tmp_path: Path) -> None:
     assert "Traceback" in _run("--debug", "verify", tmp_path).stderr
 
 
-@pytest.mark.parametrize("command", ["", "export", "verify", "save", "generate"])
+@pytest.mark.parametrize("command", ["", "export", "verify", "save", "generate", "bench"])
 def test_help(command: str) -> None:
     result = _run(*([command] if command else []), "--help")
     assert result.returncode == 0

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from bento_kv.engine.engine import Engine
 from bento_kv.engine.request import FinishReason, Request, SamplingParams, StepOutput, TokenLogprobs
 from bento_kv.engine.sampler import Sampler
-from bento_kv.plan import StepPlan
+from bento_kv.plan import Exactness, StepPlan, StepRow
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz ,.!?\n"
 VOCAB_SIZE = len(LETTERS)
@@ -51,15 +51,40 @@ def always(text: str, vocab_size: int = VOCAB_SIZE) -> NextLogits:
     return logits
 
 
+class RuleBroken(BaseException):
+    """The engine did what a true decoder would answer with other bits, if at all. Nobody may handle it."""
+
+
+def insist(right: bool, rule: str) -> None:
+    if not right:
+        raise RuleBroken(rule)
+
+
+def copying(prefix: tuple[int, ...]) -> NDArray[np.float32]:
+    """Logits of a model that mostly goes on as it did after the same two tokens, if they were there before."""
+    row = hash_logits(prefix)
+    for place in range(len(prefix) - 1, 1, -1):
+        if prefix[place - 2 : place] == prefix[-2:]:
+            row[prefix[place]] += 12
+            break
+    return row
+
+
 class FakeDecoder:
     """Keeps each slot's tokens where a model would keep keys and values, and insists on what a true decoder insists on.
+
+    In mode `batch` each position also remembers which kind of row computed it, because a prompt is to be computed by prefill
+    rows from its beginning to its end, whether they ran for this request or for one before it.
 
     Args:
         logits: of the next token after a prefix, `[vocab_size]`.
         before_step: called with each plan before it is computed; it may block or raise.
+        exact: the mode.
+        chunk_exact: False if prompts have to be computed in one go and nothing be taken over.
 
     Attributes:
         plans: computed so far.
+        moves: copies, saves, restores and releases so far, with their arguments.
     """
 
     def __init__(
@@ -70,30 +95,77 @@ class FakeDecoder:
         vocab_size: int = VOCAB_SIZE,
         logits: NextLogits = hash_logits,
         before_step: Callable[[StepPlan], None] = lambda plan: None,
+        exact: Exactness = "batch",
+        chunk_exact: bool = True,
     ) -> None:
         self.slots = slots
         self.max_length = max_length
         self.vocab_size = vocab_size
+        self.chunk_exact = chunk_exact
         self.plans: list[StepPlan] = []
+        self.moves: list[tuple[object, ...]] = []
         self.before_step = before_step
+        self._exact = exact
         self._logits = logits
         self._written: list[list[int]] = [[] for _ in range(slots)]
+        self._decoded: list[list[bool]] = [[] for _ in range(slots)]  # by position: computed in a decode row
+        self._within = [False] * slots  # a prompt's beginning lies there, and its end is to come
 
     def step(self, plan: StepPlan) -> NDArray[np.float32]:
         self.before_step(plan)
         self.plans.append(plan)
-        assert plan.rows, "an empty plan"
-        assert len({row.slot for row in plan.rows}) == len(plan.rows), "a slot is there twice"
-        assert len({len(row.tokens) > 1 for row in plan.rows}) == 1, "rows of one token and of several are mixed"
-        wanted: list[NDArray[np.float32]] = []
-        for row in plan.rows:
-            written = self._written[row.slot]
-            assert 1 <= len(row.tokens) <= self.max_length - row.start, "tokens do not fit in the slot"
-            assert 0 <= row.start <= len(written), "positions before the first token were never written"
-            written[row.start :] = row.tokens
-            for length in range(len(written) - row.logits + 1, len(written) + 1):
-                wanted.append(self._logits(tuple(written[:length])))
-        return np.stack(wanted)  # [sum(row.logits), vocab_size]
+        insist(bool(plan.rows), "an empty plan")
+        insist(len({row.slot for row in plan.rows}) == len(plan.rows), "a slot is there twice")
+        if self._exact == "batch":
+            insist(len({row.decodes for row in plan.rows}) == 1, "prefill and decode rows are mixed")
+        wanted = [logits for row in plan.rows for logits in self._row(row)]
+        return (
+            np.stack(wanted) if wanted else np.empty((0, self.vocab_size), np.float32)
+        )  # [sum(row.logits), vocab_size]
+
+    def _row(self, row: StepRow) -> list[NDArray[np.float32]]:
+        written, decoded = self._written[row.slot], self._decoded[row.slot]
+        insist(1 <= len(row.tokens) <= self.max_length - row.start, "tokens do not fit in the slot")
+        insist(0 <= row.start <= len(written), "positions before the first token were never written")
+        insist(0 <= row.logits <= len(row.tokens), "more logits than tokens")
+        insist(self.chunk_exact or row.start == 0 or row.decodes, "a prompt in chunks")
+        if self._exact == "batch":
+            insist(not (row.decodes and row.start and self._within[row.slot]), "the end of a prompt in a decode row")
+            insist(not (row.decodes and row.logits == 0), "a chunk of a prompt in a decode row")
+        self._within[row.slot] = row.logits == 0
+        written[row.start :] = row.tokens
+        decoded[row.start :] = [row.decodes and self._exact == "batch"] * len(row.tokens)
+        lengths = range(len(written) - row.logits + 1, len(written) + 1)
+        return [self._logits(tuple(written[:length])) for length in lengths]
+
+    def copy(self, source: int, target: int, length: int) -> None:
+        self.moves.append(("copy", source, target, length))
+        insist(source != target, "a slot copied onto itself")
+        self._lay(target, self._read(source, length))
+
+    def save(self, slot: int, length: int) -> list[int]:
+        self.moves.append(("save", slot, length))
+        return self._read(slot, length)
+
+    def restore(self, slot: int, saved: list[int], length: int) -> None:
+        self.moves.append(("restore", slot, length))
+        insist(length <= len(saved), "more is restored than was saved")
+        self._lay(slot, saved[:length])
+
+    def release(self, slot: int, length: int) -> None:
+        self.moves.append(("release", slot, length))
+        del self._written[slot][length:], self._decoded[slot][length:]
+        self._within[slot] = length > 0
+
+    def _read(self, slot: int, length: int) -> list[int]:
+        insist(1 <= length <= len(self._written[slot]), "more is read than was written")
+        insist(not any(self._decoded[slot][:length]), "tokens of decode rows are handed on")
+        return self._written[slot][:length]
+
+    def _lay(self, slot: int, tokens: list[int]) -> None:
+        self._written[slot] = list(tokens)
+        self._decoded[slot] = [False] * len(tokens)
+        self._within[slot] = True
 
 
 @dataclass
@@ -103,6 +175,8 @@ class Client:
     id: str
     prompt_ids: tuple[int, ...]
     params: SamplingParams
+    priority: int = 0
+    cache_salt: str | None = None
     text: str = ""
     token_ids: tuple[int, ...] = ()
     logprobs: tuple[TokenLogprobs, ...] = ()
@@ -112,7 +186,14 @@ class Client:
 
     @property
     def request(self) -> Request:
-        return Request(id=self.id, prompt_ids=self.prompt_ids, params=self.params, emit=self.hear)
+        return Request(
+            id=self.id,
+            prompt_ids=self.prompt_ids,
+            params=self.params,
+            emit=self.hear,
+            priority=self.priority,
+            cache_salt=self.cache_salt,
+        )
 
     @property
     def result(self) -> tuple[object, ...]:

@@ -10,10 +10,10 @@ from numpy.typing import NDArray
 
 from bento_kv.engine.config import EngineConfig
 from bento_kv.engine.engine import Engine
-from bento_kv.engine.observer import EngineStats
+from bento_kv.engine.observer import EngineStats, NullObserver
 from bento_kv.engine.request import FinishReason, SamplingParams, StepOutput
 from bento_kv.errors import ContextLengthError, EngineClosedError, QueueFullError, RequestError
-from bento_kv.plan import StepPlan
+from bento_kv.plan import Exactness, StepPlan
 from tests.engine.fakes import FakeDecoder, always, client, hash_logits, letters, run_to_end, to_ids
 
 
@@ -241,7 +241,7 @@ def test_an_emit_that_raises_ends_only_its_request(max_tokens: int) -> None:
     engine.submit(client(request_id="bad", max_tokens=1).request)
 
 
-class Recorder:
+class Recorder(NullObserver):
     """Writes down what it is told, durations left out."""
 
     def __init__(self) -> None:
@@ -253,6 +253,9 @@ class Recorder:
     def admitted(self, queue_seconds: float) -> None:
         assert queue_seconds >= 0
         self.heard.append(("admitted",))
+
+    def prefix_cache(self, query_tokens: int, hit_tokens: int) -> None:
+        self.heard.append(("prefix", query_tokens, hit_tokens))
 
     def first_token(self, seconds: float) -> None:
         assert seconds >= 0
@@ -278,6 +281,7 @@ def test_the_observer_hears_a_request_from_beginning_to_end() -> None:
     assert observer.heard == [
         ("queued",),
         ("admitted",),
+        ("prefix", 3, 0),
         ("first",),
         ("step", 1, 3, 3, 1),
         ("next",),
@@ -298,6 +302,29 @@ def test_an_observer_that_raises_is_ignored() -> None:
     engine.submit(who.request)
     run_to_end(engine)
     assert who.finish_reason == "length"
+
+
+@pytest.mark.parametrize("exact", ["batch", "full"])
+def test_drafts_change_no_output(exact: Exactness) -> None:
+    """Right ones and wrong ones, and rows with and without them in one step."""
+
+    def answers(draft: bool) -> list[tuple[object, ...]]:
+        decoder = FakeDecoder(logits=always("abcdef"), exact=exact)
+        engine = Engine(decoder, letters, EngineConfig(exact=exact))
+        clients = [client(request_id=name, temperature=0, max_tokens=12, logprobs=1) for name in "xy"]
+        for who in clients:
+            engine.submit(who.request)
+        engine.step()
+        for guess in ("bzz", "bcd", "zzz") * 4:
+            if draft and (generation := engine._core.generations.get("x")):
+                generation.sequence.drafts = to_ids(guess)
+            engine.step()
+            engine.check_books()
+        run_to_end(engine)
+        assert not draft or any(row.drafts == 3 for plan in decoder.plans for row in plan.rows)
+        return [who.result for who in clients]
+
+    assert answers(draft=True) == answers(draft=False)
 
 
 def test_an_engine_that_was_never_started_still_ends_what_it_accepted() -> None:

@@ -34,6 +34,8 @@ LIMITS = Limits(vocab_size=10, max_length=8, max_tokens=None)
         ("stop", ("a", "")),
         ("max_tokens", 0),
         ("logprobs", -1),
+        ("speculation", -1),
+        ("speculation", 1),
     ],
 )
 def test_a_value_out_of_range_is_refused_by_name(name: str, value: Any) -> None:
@@ -58,6 +60,17 @@ def test_a_prompt_of_wrong_tokens_is_refused(prompt_ids: list[int]) -> None:
 )
 def test_values_at_the_edge_are_taken(params: SamplingParams) -> None:
     assert LIMITS.check([0, 9], params) == 6
+
+
+def test_speculation_may_be_less_than_what_the_engine_has() -> None:
+    limits = Limits(vocab_size=10, max_length=8, max_tokens=None, speculation=4)
+    for asked in (None, 0, 1, 4):
+        limits.check([1], SamplingParams(speculation=asked))
+    with pytest.raises(RequestError, match="speculation is 5; it must be from 0 to 4"):
+        limits.check([1], SamplingParams(speculation=5))
+    with pytest.raises(RequestError, match="speculation is off here"):
+        LIMITS.check([1], SamplingParams(speculation=1))
+    LIMITS.check([1], SamplingParams(speculation=0))
 
 
 def test_max_tokens_goes_to_the_end_of_the_context_unless_capped() -> None:

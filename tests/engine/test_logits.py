@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 
 import numpy as np
 import pytest
@@ -26,17 +27,60 @@ def test_top_k_is_the_head_of_a_full_sort(row: NDArray[np.float32], k: int) -> N
     assert L.descending(row, k).tolist() == by_likelihood(row)[:k]
 
 
-@given(rows, st.floats(0.001, 0.999))
-def test_top_p_is_the_smallest_set_that_reaches_p(row: NDArray[np.float32], p: float) -> None:
-    probabilities = L.softmax(row, 1.0)
+def kept_by_top_p(weights: NDArray[np.float64], p: float) -> list[int]:
+    """By the definition, with exact sums; p times the whole is rounded once, so that 0.1 of 90 equal tokens are 9."""
+    exact = [Fraction(float(weight)) for weight in weights]
+    target = p * float(sum(exact))
     kept: list[int] = []
-    mass = 0.0
-    for i in by_likelihood(probabilities):
+    mass = Fraction(0)
+    for i in by_likelihood(weights):
         kept.append(i)
-        mass += float(probabilities[i])
-        if mass >= p:
+        mass += exact[i]
+        if mass >= target:
             break
-    assert L.top_p(probabilities, p).tolist() == sorted(kept)
+    return sorted(kept)
+
+
+def top_p(weights: NDArray[np.float64], p: float) -> list[int]:
+    """The ids that are kept; and what is kept must be as it was."""
+    left = weights.copy()
+    L.keep_top_p(left, p)
+    kept = np.flatnonzero(left)
+    assert np.array_equal(left[kept], weights[kept])
+    return kept.tolist()
+
+
+@given(rows | st.lists(st.floats(-80, 0), min_size=1, max_size=40).map(np.float32), st.floats(1e-6, 0.999))
+def test_top_p_is_the_smallest_set_that_reaches_p(row: NDArray[np.float32], p: float) -> None:
+    weights = L.weigh(row, 1.0)
+    assert top_p(weights, p) == kept_by_top_p(weights, p)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 2**32),
+    size=st.integers(1, 9000),
+    spread=st.sampled_from([0.0, 1e-7, 0.1, 1.0, 3.0, 30.0, 300.0]),
+    distinct=st.sampled_from([1, 2, 5, 10**6]),
+    temperature=st.sampled_from([1.0, 0.3, 1e-3, 1e-300, 50.0]),
+    p=st.floats(1e-6, 1 - 1e-9) | st.sampled_from([0.1, 0.25, 0.5, 0.9, 0.95, 0.99]),
+)
+def test_top_p_of_many_tokens(seed: int, size: int, spread: float, distinct: int, temperature: float, p: float) -> None:
+    """Flat and peaked, with ties and without, all the same, a few likely ones among many that have no probability."""
+    rng = np.random.default_rng(seed)
+    row = (spread * np.round(rng.normal(0, 1, size) * distinct) / distinct).astype(np.float32)
+    row[: size // 3] = row[0]
+    row[rng.integers(0, size, size // 50)] += np.float32(8)
+    weights = L.weigh(row, temperature)
+    assert top_p(weights, p) == kept_by_top_p(weights, p)
+
+
+def test_top_p_of_equal_tokens_is_exact_at_every_edge() -> None:
+    """Whose sums are integers, so that a set can meet p exactly, and must not be one larger."""
+    for size in (7, 1000, 3000):
+        weights = L.weigh(np.full(size, 3.25, dtype=np.float32), 0.7)
+        for p in (1e-9, 0.125, 0.25, 0.3, 0.5, 0.75, 0.999):
+            assert top_p(weights, p) == list(range(math.ceil(p * size)))
 
 
 @pytest.mark.parametrize("size", [64 * 7, 5000])
@@ -47,23 +91,18 @@ def test_top_k_of_a_large_vocabulary(size: int, distinct: int, k: int) -> None:
     assert L.top_k(row, k).tolist() == sorted(by_likelihood(row)[:k])
 
 
-def test_top_p_of_a_large_flat_vocabulary_needs_the_whole_sort() -> None:
-    probabilities = np.full(8192, 1 / 8192)  # powers of two, so that sums are exact
-    for size in (64, 2048, 6144, 8191):
-        assert L.top_p(probabilities, size / 8192).tolist() == list(range(size))
-
-
 def test_top_p_keeps_the_token_that_crosses_and_at_least_one() -> None:
-    probabilities = np.asarray([0.2, 0.5, 0.3])
-    assert L.top_p(probabilities, 1e-9).tolist() == [1]
-    assert L.top_p(probabilities, 0.5).tolist() == [1]
-    assert L.top_p(probabilities, 0.51).tolist() == [1, 2]
+    weights = np.asarray([0.4, 1.0, 0.6])
+    assert top_p(weights, 1e-9) == [1]
+    assert top_p(weights, 0.5) == [1]
+    assert top_p(weights, 0.51) == [1, 2]
 
 
-def test_min_p_is_relative_to_the_likeliest() -> None:
-    probabilities = np.asarray([0.1, 0.5, 0.05, 0.35])
-    assert L.min_p(probabilities, 0.2).tolist() == [0, 1, 3]
-    assert L.min_p(probabilities, 1.0).tolist() == [1]
+@pytest.mark.parametrize(("p", "kept"), [(0.2, [0, 1, 3]), (1.0, [1])])
+def test_min_p_is_relative_to_the_likeliest(p: float, kept: list[int]) -> None:
+    weights = np.asarray([0.1, 0.5, 0.05, 0.35])
+    L.keep_min_p(weights, p)
+    assert np.flatnonzero(weights).tolist() == kept
 
 
 def test_repetition_penalty_pushes_down_whatever_the_sign() -> None:
@@ -74,7 +113,11 @@ def test_repetition_penalty_pushes_down_whatever_the_sign() -> None:
 
 def test_output_penalties_are_openais() -> None:
     row = np.zeros(3, dtype=np.float32)
-    assert L.apply_output_penalties(row, {0: 3, 2: 1}, 0.5, 0.25).tolist() == [-1.25, 0.0, -0.75]
+    assert L.apply_output_penalties(row, np.asarray([0, 2]), np.asarray([3.0, 1.0]), 0.5, 0.25).tolist() == [
+        -1.25,
+        0.0,
+        -0.75,
+    ]
 
 
 def test_extreme_values_saturate() -> None:
@@ -83,16 +126,18 @@ def test_extreme_values_saturate() -> None:
         L.apply_logit_bias(row, {0: 1e308, 1: -1e308}),
         L.apply_repetition_penalty(row, np.asarray([0, 1]), 1e-320),
         L.apply_repetition_penalty(row, np.asarray([0, 1]), 1e308),
-        L.apply_output_penalties(row, {0: 9}, 1e308, -1e308),
+        L.apply_output_penalties(row, np.asarray([0]), np.asarray([9.0]), 1e308, -1e308),
     ):
         assert np.isfinite(changed).all()
-        assert L.softmax(changed, 5e-324).sum() == pytest.approx(1)
+        assert L.weigh(changed, 5e-324).sum() == 1
 
 
 @given(rows, st.floats(0.05, 5))
-def test_softmax_is_the_textbooks(row: NDArray[np.float32], temperature: float) -> None:
-    weights = [math.exp(value / temperature - 100) for value in row.tolist()]
-    np.testing.assert_allclose(L.softmax(row, temperature), np.asarray(weights) / sum(weights), rtol=1e-9, atol=1e-300)
+def test_weights_are_the_textbooks_softmax(row: NDArray[np.float32], temperature: float) -> None:
+    found = L.weigh(row, temperature)
+    expected = np.asarray([math.exp(value / temperature - 100) for value in row.tolist()])
+    assert found.max() == 1
+    np.testing.assert_allclose(found / found.sum(), expected / expected.sum(), rtol=1e-9, atol=1e-300)
 
 
 @settings(max_examples=200)
@@ -102,10 +147,22 @@ def test_inverse_cdf_never_chooses_what_has_no_mass(weights: list[float], unifor
         assert weights[L.inverse_cdf(np.asarray(weights), uniform)] > 0
 
 
-def test_inverse_cdf_lays_probabilities_side_by_side() -> None:
-    probabilities = np.asarray([0.25, 0.0, 0.5, 0.25])
+def test_inverse_cdf_lays_weights_side_by_side() -> None:
+    weights = np.asarray([0.5, 0.0, 1.0, 0.5])
     uniforms = [0.0, 0.2499, 0.25, 0.7499, 0.75, 1 - 2**-53]
-    assert [L.inverse_cdf(probabilities, u) for u in uniforms] == [0, 0, 2, 2, 3, 3]
+    assert [L.inverse_cdf(weights, u) for u in uniforms] == [0, 0, 2, 2, 3, 3]
+
+
+@pytest.mark.parametrize("size", [1, 511, 512, 513, 1024, 5000])
+def test_inverse_cdf_of_many_is_that_of_one_running_sum(size: int) -> None:
+    """Integers, so that the sums of blocks and of single weights are the same; whole blocks of them zero."""
+    rng = np.random.default_rng(size)
+    weights = rng.integers(0, 3, size).astype(np.float64)
+    weights[600:1700] = 0
+    weights[0] += 1
+    mass = np.cumsum(weights)
+    for uniform in [0.0, 1 - 2**-53, *rng.random(200)]:
+        assert L.inverse_cdf(weights, uniform) == np.flatnonzero(mass > uniform * mass[-1])[0]
 
 
 def test_token_logprobs_are_of_the_whole_distribution() -> None:

@@ -1,14 +1,16 @@
 from __future__ import annotations
 
 import math
+from collections import Counter
 from dataclasses import replace
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from bento_kv.engine.logits import weigh
 from bento_kv.engine.request import SamplingParams
-from bento_kv.engine.sampler import Sampler, uniform
+from bento_kv.engine.sampler import Sampler, TokenCounts, uniform
 
 ROW = np.asarray([1.0, 2.5, -0.5, 2.5, 0.0, 1.8, -3.0, 0.7], dtype=np.float32)
 
@@ -32,6 +34,12 @@ def textbook(row: NDArray[np.float32], params: SamplingParams) -> list[float]:
         mass += likely[i]
     likely = normalised([p if i in nucleus else 0.0 for i, p in enumerate(likely)])
     return normalised([p if p >= params.min_p * max(likely) else 0.0 for p in likely])
+
+
+def wide_row(spread: float) -> NDArray[np.float32]:
+    """Logits of a vocabulary of several blocks, some of them alike."""
+    row = np.random.default_rng(3).normal(0, spread, 3000)
+    return np.round(row, 1).astype(np.float32)
 
 
 def chi_square_limit(degrees: int) -> float:
@@ -66,6 +74,86 @@ def test_tokens_are_distributed_as_the_textbook_says(params: SamplingParams, way
     assert observed[~possible].sum() == 0
     statistic = float(((observed - expected)[possible] ** 2 / expected[possible]).sum())
     assert statistic < chi_square_limit(int(possible.sum()) - 1)
+
+
+@pytest.mark.parametrize("spread", [0.3, 2.0], ids=["flat", "peaked"])
+@pytest.mark.parametrize(
+    "params",
+    [
+        SamplingParams(),
+        SamplingParams(temperature=0.6),
+        SamplingParams(top_p=0.9),
+        SamplingParams(min_p=0.05),
+        SamplingParams(top_k=40, top_p=0.8, temperature=0.7),
+    ],
+    ids=["plain", "temperature", "top_p", "min_p", "all"],
+)
+def test_tokens_of_a_wide_vocabulary_are_distributed_as_the_textbook_says(
+    params: SamplingParams, spread: float
+) -> None:
+    """Tokens are put into groups that are expected at least ten times, as chi-square asks for."""
+    row, count = wide_row(spread), 6000
+    expected = np.asarray(textbook(row, params)) * count
+    sampler, observed = Sampler(replace(params, seed=11), ()), np.zeros(len(row))
+    for _ in range(count):
+        token_id = sampler.choose(row)
+        sampler.record(token_id)
+        observed[token_id] += 1
+    assert observed[expected == 0].sum() == 0
+    groups = np.floor(np.cumsum(expected) / 10.001).astype(int)
+    expected, observed = np.bincount(groups, expected), np.bincount(groups, observed)
+    possible = expected > 0
+    statistic = float(((observed - expected)[possible] ** 2 / expected[possible]).sum())
+    assert statistic < chi_square_limit(int(possible.sum()) - 1)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.5, 3.0])
+@pytest.mark.parametrize("filters", [{}, {"top_k": 3}, {"top_p": 0.7}, {"min_p": 0.3}], ids=str)
+def test_a_mask_chooses_as_if_the_other_tokens_were_not_there(temperature: float, filters: dict[str, float]) -> None:
+    row = wide_row(2.0)
+    allowed = np.zeros(len(row), dtype=bool)
+    allowed[[5, 700, 701, 1500, 2999]] = True
+    params = SamplingParams(temperature=temperature, seed=5, **filters)  # type: ignore[arg-type]
+    masked, narrow = Sampler(params, ()), Sampler(params, ())
+    for _ in range(50):
+        token_id = masked.choose(row, allowed)
+        assert token_id == np.flatnonzero(allowed)[narrow.choose(row[allowed])]
+        masked.record(token_id)
+        narrow.record(0)
+    assert masked.choose(row, np.ones(len(row), dtype=bool)) == masked.choose(row)
+
+
+def test_a_mask_sees_the_processed_logits() -> None:
+    allowed = np.asarray([True, False, True, False, False, False, True, True])
+    sampler = Sampler(SamplingParams(temperature=0, logit_bias={1: 50.0, 6: 9.0}), ())
+    assert sampler.choose(ROW, allowed) == 6
+
+
+@pytest.mark.parametrize("allowed", [np.zeros(8, dtype=bool), np.ones(9, dtype=bool)], ids=["none", "another size"])
+def test_a_mask_that_cannot_be_followed_is_refused(allowed: NDArray[np.bool_]) -> None:
+    with pytest.raises(ValueError, match="token mask"):
+        Sampler(SamplingParams(), ()).choose(ROW, allowed)
+
+
+@pytest.mark.parametrize(
+    "params",
+    [
+        SamplingParams(temperature=0),
+        SamplingParams(seed=1),
+        SamplingParams(seed=1, top_p=0.9),
+        SamplingParams(seed=1, top_k=30, min_p=0.1, repetition_penalty=1.2, frequency_penalty=0.5),
+    ],
+    ids=["greedy", "plain", "top_p", "all"],
+)
+def test_a_row_gives_the_same_bits_wherever_it_stands_in_memory(params: SamplingParams) -> None:
+    """A row alone and a row of a block: vectorized loops must not tell their alignment."""
+    row = wide_row(1.5)
+    alone = Sampler(params, range(50)).choose(row)
+    for offset in range(16):
+        block = np.zeros(offset + len(row), dtype=np.float32)
+        block[offset:] = row
+        assert np.array_equal(weigh(block[offset:], 0.7), weigh(row, 0.7))
+        assert Sampler(params, range(50)).choose(block[offset:]) == alone
 
 
 def test_uniform_depends_on_seed_and_index_alone() -> None:
@@ -127,3 +215,11 @@ def test_choosing_again_gives_the_same_token() -> None:
 def test_a_tiny_temperature_is_greedy_but_for_ties() -> None:
     tokens = {Sampler(SamplingParams(temperature=5e-324, seed=seed), ()).choose(ROW) for seed in range(30)}
     assert tokens == {1, 3}
+
+
+def test_token_counts_are_those_of_the_tokens() -> None:
+    ids = np.random.default_rng(0).integers(0, 100, 500).tolist()
+    counts = TokenCounts(ids[:200])
+    for token_id in ids[200:]:
+        counts.add(token_id)
+    assert dict(zip(counts.ids.tolist(), counts.counts.tolist(), strict=True)) == Counter(ids)

@@ -13,7 +13,7 @@ import pytest
 from bento_kv.engine.config import EngineConfig
 from bento_kv.engine.engine import Engine
 from bento_kv.engine.request import SamplingParams, StepOutput
-from bento_kv.engine.stream import TokenStream, open_stream
+from bento_kv.engine.stream import TokenStream, entered, open_stream
 from bento_kv.errors import EngineClosedError, QueueFullError, RequestError
 from bento_kv.plan import StepPlan
 from tests.engine.fakes import Client, FakeDecoder, always, client, letters, to_ids
@@ -180,6 +180,23 @@ def test_errors_of_submission_raise_on_entering() -> None:
         asyncio.run(read(engine))
 
 
+def test_streams_are_entered_together_or_not_at_all() -> None:
+    async def main(engine: Engine) -> None:
+        async with open_stream(engine, PROMPT, ENDLESS):
+            with pytest.raises(QueueFullError):
+                async with entered(engine, [open_stream(engine, PROMPT, ENDLESS) for _ in range(3)]):
+                    pass
+            assert engine.stats().running + engine.stats().waiting == 1
+        await idle(engine)
+        async with entered(engine, [open_stream(engine, PROMPT, ENDLESS) for _ in range(3)]) as streams:
+            async with asyncio.timeout(PATIENCE):
+                await anext(streams[0])
+        await idle(engine)
+
+    with running(slots=1, max_queue=2) as engine:
+        asyncio.run(main(engine))
+
+
 def test_a_closed_loop_does_not_break_the_engine() -> None:
     gate = Gate()
     with running(FakeDecoder(logits=always("abc"), before_step=gate)) as engine:
@@ -258,15 +275,14 @@ def test_close_aborts_what_does_not_end_in_time(drain: bool) -> None:
 
 def test_a_step_that_raises_does_not_end_the_thread() -> None:
     def fail(plan: StepPlan) -> None:
-        if plan.rows[0].start == 0:
-            decoder.before_step = lambda plan: None
-            raise MemoryError
+        raise MemoryError
 
     decoder = FakeDecoder(logits=always("abc"), before_step=fail)
     with running(decoder) as engine:
         (last,) = asyncio.run(read(engine))
         assert (last.finish_reason, last.text) == ("error", "")
         assert engine.accepting
+        decoder.before_step = lambda plan: None
         assert len(asyncio.run(read(engine))) == 5
 
 

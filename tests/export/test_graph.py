@@ -101,13 +101,13 @@ def test_each_pass_computes_what_was_computed_before(architecture: str, folder: 
     before = logits(graph)
     found = set()
     for name, step in (
-        ("fold", fold_transposes),
         ("products", plain_products),
         ("pack", partial(pack_attention_inputs, origins=Origins({}))),
         ("cells", address_cells),
         ("tokens", choose_tokens_once),
         ("norms", skip_norms),
         ("silu", fuse_silu),
+        ("fold", fold_transposes),
     ):
         if step(graph):
             found.add(name)

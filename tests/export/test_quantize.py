@@ -118,7 +118,7 @@ def test_pieces_do_not_change_the_result(symmetric: bool) -> None:
         assert np.array_equal(whole.rows(row, row + 1).dequantize(), alone.dequantize())
 
 
-@pytest.mark.parametrize("scale", [0.0, 1e-38, 1e-20, 1e30])
+@pytest.mark.parametrize("scale", [0.0, 1e-38, 1e-20, 1e15])
 def test_magnitudes_at_the_end_of_the_range_stay_finite(scale: float) -> None:
     weight = (_weight() * np.float32(scale)).astype(np.float32)
     for symmetric in (True, False):

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bento_kv.engine.config import EngineConfig
+from bento_kv.engine.deadlines import Deadlines
 from bento_kv.engine.engine import Engine
 from bento_kv.engine.observer import EngineStats, NullObserver
 from bento_kv.engine.request import FinishReason, SamplingParams
@@ -37,7 +38,13 @@ params = st.builds(
 # A prompt leaves room for the longest answer.
 requests = st.lists(st.tuples(st.lists(ids, min_size=1, max_size=MAX_LENGTH - 8).map(tuple), params), max_size=7)
 sizes = st.builds(
-    EngineConfig, slots=st.integers(1, 4), prefill_tokens=st.integers(1, 32), max_length=st.just(MAX_LENGTH)
+    EngineConfig,
+    slots=st.integers(1, 4),
+    exact=st.sampled_from(["batch", "full"]),
+    prefill_tokens=st.integers(3, 32),
+    prefill_chunk=st.integers(3, 8),
+    max_length=st.just(MAX_LENGTH),
+    speculation=st.sampled_from([0, 1, 5]),
 )
 
 
@@ -48,6 +55,7 @@ class Load:
     arrivals: list[int] = field(default_factory=list)
     aborts: dict[int, int] = field(default_factory=dict)  # request: step
     failures: set[int] = field(default_factory=set)  # steps that raise
+    late: set[int] = field(default_factory=set)  # requests that are out of time when they come
 
 
 @st.composite
@@ -56,7 +64,8 @@ def loads(draw: st.DrawFn, count: int, *, trouble: bool) -> Load:
     if not trouble or not count:
         return Load(arrivals)
     aborts = draw(st.dictionaries(st.integers(0, count - 1), st.integers(0, 20), max_size=3))
-    return Load(arrivals, aborts, draw(st.sets(st.integers(0, 30), max_size=2)))
+    late = draw(st.sets(st.integers(0, count - 1), max_size=2))
+    return Load(arrivals, aborts, draw(st.sets(st.integers(0, 30), max_size=2)), late)
 
 
 class Ends(NullObserver):
@@ -76,11 +85,12 @@ def serve(clients: list[Client], load: Load, config: EngineConfig, observer: End
         if steps in load.failures:
             raise OSError("no model today")
 
-    engine = Engine(FakeDecoder(max_length=MAX_LENGTH, before_step=fail), letters, config, observer)
+    engine = Engine(FakeDecoder(max_length=MAX_LENGTH, before_step=fail, exact=config.exact), letters, config, observer)
     while steps <= max([*load.arrivals, *load.aborts.values()], default=0):
-        for client, arrival in zip(clients, load.arrivals, strict=True):
+        for index, (client, arrival) in enumerate(zip(clients, load.arrivals, strict=True)):
             if arrival == steps:
-                engine.submit(client.request)
+                deadlines = Deadlines(max_time=1e-9 if index in load.late else None)
+                engine.submit(replace(client.request, deadlines=deadlines))
         for index, step in load.aborts.items():
             if step == steps:
                 engine.abort(clients[index].id)
@@ -125,6 +135,7 @@ def test_same_seed_same_output_whatever_the_load(
         load = data.draw(loads(len(clients), trouble=True))
         load.failures.clear()
         load.aborts.pop(len(others), None)
+        load.late.discard(len(others))
         serve(clients, load, config)
         outputs.append(clients[-1].result)
     assert outputs[0] == outputs[1]
@@ -157,7 +168,7 @@ def test_every_request_ends_exactly_once(
         if client.finish_reason in ("stop", "length"):
             assert (client.text, client.token_ids, client.finish_reason, client.stop_reason) == whole
         else:
-            assert client.finish_reason == "error" or index in load.aborts
+            assert client.finish_reason == "error" or index in load.aborts or index in load.late
             assert isinstance(whole[1], tuple)
             assert client.token_ids == whole[1][: len(client.token_ids)]
 
@@ -168,7 +179,7 @@ def test_every_request_ends_exactly_once_when_the_engine_closes(
     chosen: list[tuple[tuple[int, ...], SamplingParams]], config: EngineConfig, steps: int, drain: bool
 ) -> None:
     clients, observer = make_clients(chosen), Ends()
-    engine = Engine(FakeDecoder(max_length=MAX_LENGTH), letters, config, observer)
+    engine = Engine(FakeDecoder(max_length=MAX_LENGTH, exact=config.exact), letters, config, observer)
     for client in clients:
         engine.submit(client.request)
     for _ in range(steps):

@@ -46,6 +46,22 @@ def test_law_2_alone_equals_together_bit_for_bit(demo_decoder: Path, exact: Exac
 
 
 @pytest.mark.parametrize("exact", ["batch", "full"])
+def test_law_2_holds_for_one_token_beside_several(demo_decoder: Path, exact: Exactness) -> None:
+    """A row that decodes beside one whose drafts are checked, and beside a chunk of a prompt."""
+    decoder = _decoder(demo_decoder, exact, 2)
+    ids = _ids(decoder)
+    rows = [StepRow(2, ids[:4], 0, 4), StepRow(0, ids[100:101], 100), StepRow(1, ids[40:45], 40, 5, 4)]
+
+    def step(*rows: StepRow) -> np.ndarray:
+        for row in rows:
+            if row.start:
+                decoder.step(StepPlan([StepRow(row.slot, ids[: row.start], 0)]))
+        return decoder.step(StepPlan(rows)).copy()
+
+    assert np.array_equal(step(*rows), np.concatenate([step(row) for row in rows]))
+
+
+@pytest.mark.parametrize("exact", ["batch", "full"])
 def test_where_a_prompt_ends_does_not_change_a_bit(demo_decoder: Path, exact: Exactness) -> None:
     """At every length: the attention operator works in blocks, and a block of one query would be computed otherwise."""
     decoder = _decoder(demo_decoder, exact, 2)

@@ -55,6 +55,11 @@ def http(small_world: World) -> Iterator[httpx.Client]:
 def check(http: httpx.Client, path: str, content: bytes) -> httpx.Response:
     """Send a body: it is served or refused in OpenAI's form, and then the server still serves."""
     response = http.post(path, content=content)
+    if b'"max_time"' in content or b'"max_queue_time"' in content:  # who asks for a moment may not get an answer in it
+        body = response.text
+        if "queue_timeout" in body or "request_timeout" in body:
+            assert response.status_code in (200, 503)
+            return response
     assert response.status_code in (200, 400), response.text
     if response.status_code == 400:
         error = response.json()["error"]

@@ -19,7 +19,18 @@ from bento_kv.server import protocol
 from tests.server.world import MODEL
 
 MESSAGES = [{"role": "user", "content": "say:ok|"}]
-EXTENSIONS = {"top_k", "min_p", "repetition_penalty", "stop_token_ids", "ignore_eos"}
+EXTENSIONS = {
+    "top_k",
+    "min_p",
+    "repetition_penalty",
+    "stop_token_ids",
+    "ignore_eos",
+    "priority",
+    "cache_salt",
+    "speculation",
+    "max_time",
+    "max_queue_time",
+}
 CASES: list[tuple[Any, type[protocol.Body], set[str]]] = [
     (chat.CompletionCreateParamsNonStreaming, protocol.ChatRequest, EXTENSIONS),
     (

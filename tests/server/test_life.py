@@ -19,6 +19,8 @@ from bento_kv.server.app import openai_app
 from tests.server.world import MODEL, World, serving
 
 ENDLESS: dict[str, Any] = {"model": MODEL, "prompt": "go on"}
+ENDLESS_CHAT: dict[str, Any] = {"model": MODEL, "messages": [{"role": "user", "content": "go on"}]}
+BOTH = pytest.mark.parametrize("body", [ENDLESS, ENDLESS_CHAT], ids=["completions", "chat"])
 
 
 class Gate:
@@ -41,7 +43,8 @@ class Gate:
 def send(world: World, body: dict[str, Any]) -> socket.socket:
     """A request on a socket of its own, its answer unread."""
     content = json.dumps(body).encode()
-    head = f"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: {len(content)}\r\n\r\n"
+    route = "chat/completions" if "messages" in body else "completions"
+    head = f"POST /v1/{route} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(content)}\r\n\r\n"
     connection = socket.create_connection(world.address, timeout=60)
     connection.sendall(head.encode() + content)
     return connection
@@ -53,28 +56,41 @@ def own_world() -> Iterator[World]:
         yield world
 
 
+@BOTH
 @pytest.mark.parametrize("n", [1, 2])
-def test_leaving_a_stream_frees_its_slots(own_world: World, n: int) -> None:
-    with own_world.client() as client, client.completions.create(**ENDLESS, stream=True, n=n) as stream:
-        next(iter(stream))
+def test_leaving_a_stream_frees_its_slots(own_world: World, body: dict[str, Any], n: int) -> None:
+    connection = send(own_world, {**body, "stream": True, "n": n})
+    received = b""
+    while received.count(b"data: ") < 4:
+        received += connection.recv(65536)
+    connection.close()
     own_world.wait_until_idle()
     assert own_world.observer.reasons == ["abort"] * n
 
 
+def test_the_openai_client_leaves_by_closing_its_stream(own_world: World) -> None:
+    with own_world.client() as client, client.completions.create(**ENDLESS, stream=True, n=2) as stream:
+        next(iter(stream))
+    own_world.wait_until_idle()
+    assert own_world.observer.reasons == ["abort"] * 2
+
+
+@BOTH
 @pytest.mark.parametrize("n", [1, 3])
-def test_leaving_a_whole_answer_frees_its_slots(own_world: World, n: int) -> None:
-    connection = send(own_world, {**ENDLESS, "n": n})
+def test_leaving_a_whole_answer_frees_its_slots(own_world: World, body: dict[str, Any], n: int) -> None:
+    connection = send(own_world, {**body, "n": n})
     own_world.wait_until(lambda stats: stats.running == min(n, 2))
     connection.close()
     own_world.wait_until_idle()
     assert own_world.observer.reasons == ["abort"] * n
 
 
+@BOTH
 @pytest.mark.parametrize("stream", [False, True])
-def test_leaving_the_queue_frees_the_place(own_world: World, stream: bool) -> None:
-    first = send(own_world, {**ENDLESS, "n": 2})
+def test_leaving_the_queue_frees_the_place(own_world: World, body: dict[str, Any], stream: bool) -> None:
+    first = send(own_world, {**body, "n": 2})
     own_world.wait_until(lambda stats: stats.running == 2)
-    waiting = send(own_world, {**ENDLESS, "stream": stream})
+    waiting = send(own_world, {**body, "stream": stream})
     own_world.wait_until(lambda stats: stats.waiting == 1)
     waiting.close()
     own_world.wait_until(lambda stats: stats.waiting == 0)
@@ -83,16 +99,26 @@ def test_leaving_the_queue_frees_the_place(own_world: World, stream: bool) -> No
     own_world.wait_until_idle()
 
 
-def test_leaving_before_the_first_token_of_a_stream() -> None:
-    gate = Gate()
+@BOTH
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("n", [1, 2])
+def test_leaving_before_the_first_token(
+    body: dict[str, Any], stream: bool, n: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rows are free within one step: the one that runs when the client leaves is the last."""
+    gate, told = Gate(), list[str]()
     with serving(before_step=gate) as world:
+        abort = world.engine.abort
+        monkeypatch.setattr(world.engine, "abort", lambda request_id: (abort(request_id), told.append(request_id)))
         gate.shut()
-        connection = send(world, {**ENDLESS, "stream": True})
-        assert connection.recv(15) == b"HTTP/1.1 200 OK"
+        connection = send(world, {**body, "stream": stream, "n": n})
+        world.wait_until(lambda stats: stats.running + stats.waiting == n)
         connection.close()
+        world.wait_until(lambda stats: len(told) == n)
         gate.open()
         world.wait_until_idle()
-        assert world.observer.reasons == ["abort"]
+        assert world.observer.reasons == ["abort"] * n
+        assert len(world.decoder.plans) == 1
 
 
 def test_leaving_in_the_middle_of_the_body(world: World) -> None:
@@ -177,6 +203,7 @@ def test_more_choices_than_free_places_leave_none_behind(own_world: World) -> No
     with own_world.client() as client, pytest.raises(openai.RateLimitError):
         client.completions.create(**ENDLESS, n=3, stream=True)
     own_world.wait_until(lambda stats: stats.running + stats.waiting == 2)
+    assert own_world.observer.reasons == []  # none was begun to be aborted
     occupying.close()
     own_world.wait_until_idle()
 
@@ -208,11 +235,11 @@ def test_a_shutdown_ends_a_whole_answer_with_503_and_a_stream_with_an_error() ->
 
 
 def fail_at(step: int) -> Callable[[StepPlan], None]:
-    """A decoder that fails once, in its step of this number."""
+    """A decoder that fails in its step of this number, and where that is tried again."""
     steps = iter(range(10**9))
 
     def before_step(plan: StepPlan) -> None:
-        if next(steps) == step:
+        if next(steps) in (step, step + 1):
             raise RuntimeError("secret detail")
 
     return before_step

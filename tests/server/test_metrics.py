@@ -17,12 +17,18 @@ from tests.server.world import MODEL, VERIFICATION, World, serving
 NAMES = {
     "bento_kv_num_requests_running": "gauge",
     "bento_kv_num_requests_waiting": "gauge",
+    "bento_kv_num_slots": "gauge",
+    "bento_kv_spec_decode_num_draft_tokens": "counter",
+    "bento_kv_spec_decode_num_accepted_tokens": "counter",
     "bento_kv_kv_cache_usage_ratio": "gauge",
+    "bento_kv_kv_cache_used_tokens": "gauge",
+    "bento_kv_kv_cache_total_tokens": "gauge",
     "bento_kv_prompt_tokens": "counter",
     "bento_kv_generation_tokens": "counter",
     "bento_kv_prefix_cache_query_tokens": "counter",
     "bento_kv_prefix_cache_hit_tokens": "counter",
     "bento_kv_request_success": "counter",
+    "bento_kv_request_timeouts": "counter",
     "bento_kv_time_to_first_token_seconds": "histogram",
     "bento_kv_inter_token_latency_seconds": "histogram",
     "bento_kv_e2e_request_latency_seconds": "histogram",
@@ -74,7 +80,8 @@ def test_the_numbers_of_a_few_requests(registry: prometheus_client.CollectorRegi
     for name in ("time_to_first_token", "e2e_request_latency", "request_queue_time"):
         assert value(f"{name}_seconds_count") == 4
     assert (value("inter_token_latency_seconds_count") or 0) >= 2 * 3 + 4
-    assert value("prefix_cache_hit_tokens_total") == value("prefix_cache_query_tokens_total") == 0
+    assert value("prefix_cache_query_tokens_total") == 2 * 8 + 5 + 5
+    assert value("prefix_cache_hit_tokens_total") == 6 + 3  # the second choice, the second "go on": all but two tokens
     assert value("num_requests_running") == value("num_requests_waiting") == value("kv_cache_usage_ratio") == 0
 
 
@@ -103,16 +110,31 @@ os.environ["PROMETHEUS_MULTIPROC_DIR"] = {str(folder)!r}
 from bento_kv.engine.observer import EngineStats
 from bento_kv.server.metrics import EngineMetrics
 metrics = EngineMetrics({VERIFICATION!r})
-metrics.step(EngineStats(running=2, waiting=1, slots=4, kv_tokens_used=1, kv_tokens_total=4), 10, 2)
+stats = EngineStats(running=2, waiting=1, slots=4, kv_tokens_used=1, kv_tokens_total=4)
+metrics.opened(stats)
+metrics.step(stats, 10, 2)
 from prometheus_client import CollectorRegistry, multiprocess
 registry = CollectorRegistry()
 multiprocess.MultiProcessCollector(registry)
-print(json.dumps({{sample.name: sample.value for family in registry.collect() for sample in family.samples}}))
+samples = {{sample.name: sample.value for family in registry.collect() for sample in family.samples}}
+print(json.dumps(samples), flush=True)
+input()
 """
-    outputs = [
-        subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True).stdout for _ in "ab"
-    ]
-    first, second = map(json.loads, outputs)
+
+    def worker() -> tuple[subprocess.Popen[str], dict[str, float]]:
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+        process = subprocess.Popen([sys.executable, "-c", code], text=True, **pipes)  # type: ignore[call-overload]
+        return process, json.loads(process.stdout.readline())
+
+    (one, first), (other, second) = worker(), worker()
+    for process in (one, other):
+        process.communicate("\n")
+    # Both are gone, and with them what they were doing; what they had done is not.
+    another, third = worker()
+    another.communicate("\n")
+    assert (third["bento_kv_prompt_tokens_total"], third["bento_kv_num_requests_running"]) == (30, 2)
+    assert third["bento_kv_num_slots"] == 4
+    assert second["bento_kv_num_slots"] == 8
     assert (first["bento_kv_prompt_tokens_total"], second["bento_kv_prompt_tokens_total"]) == (10, 20)
     assert second["bento_kv_num_requests_running"] == 4
     assert second["bento_kv_kv_cache_usage_ratio"] == 0.25

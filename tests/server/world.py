@@ -22,8 +22,9 @@ from tokenizers import decoders, models, pre_tokenizers
 from bento_kv import errors
 from bento_kv.engine.config import EngineConfig
 from bento_kv.engine.engine import Engine
+from bento_kv.engine.events import Recorder
 from bento_kv.engine.observer import EngineStats, NullObserver, Observer
-from bento_kv.engine.request import SamplingParams
+from bento_kv.engine.request import Decoder, SamplingParams
 from bento_kv.plan import StepPlan
 from bento_kv.server.app import openai_app
 from tests.engine.fakes import FakeDecoder
@@ -107,6 +108,7 @@ class World:
     defaults: SamplingParams = field(default_factory=lambda: SamplingParams(stop_token_ids=frozenset({EOS})))
     verification: Mapping[str, Any] = field(default_factory=lambda: dict(VERIFICATION))
     tokenizer: Any = field(default_factory=ByteTokenizer)
+    decoder: Any = None
 
     def client(self, **options: Any) -> openai.OpenAI:
         return openai.OpenAI(base_url=f"{self.url}/v1", max_retries=0, **{"api_key": "none", **options})
@@ -137,9 +139,14 @@ def serving(
     slots: int = 4,
     max_queue: int = 64,
     max_length: int = 50_000,
+    speculation: int = 0,
     before_step: Callable[[StepPlan], None] = _unhurried,
+    wrap: Callable[[Decoder], Decoder] = lambda decoder: decoder,
+    config: Mapping[str, Any] | None = None,
+    recorders: Sequence[Recorder] = (),
     observer: Observer | None = None,
     app_options: Mapping[str, Any] | None = None,
+    middleware: Callable[[Any], Any] = lambda app: app,
     **backend: Any,
 ) -> Iterator[World]:
     """The app on a free port of the loopback device, over a real engine, for as long as the context lasts."""
@@ -147,13 +154,17 @@ def serving(
         slots=slots, max_length=max_length, vocab_size=VOCAB_SIZE, logits=parrot, before_step=before_step
     )
     watching = observer or Reasons()
-    engine = Engine(decoder, ByteTokenizer().decode, EngineConfig(slots=slots, max_queue=max_queue), watching)
+    limits = EngineConfig(slots=slots, max_queue=max_queue, speculation=speculation, **(config or {}))
+    wrapped = wrap(decoder)
+    engine = Engine(wrapped, ByteTokenizer().decode, limits, watching, recorders)
     engine.start()
-    world = World(engine, watching, max_length=max_length, **backend)
+    world = World(engine, watching, decoder=wrapped, max_length=max_length, **backend)
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
         world.url = f"http://127.0.0.1:{listening.getsockname()[1]}"
-        config = uvicorn.Config(openai_app(world, **(app_options or {})), log_level="warning", loop="asyncio")
+        config = uvicorn.Config(
+            middleware(openai_app(world, **(app_options or {}))), log_level="warning", loop="asyncio"
+        )
         server = uvicorn.Server(config)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
         thread.start()

@@ -76,6 +76,11 @@ def test_full_exactness_is_the_in_place_layouts(adopted: Path) -> None:
         OnnxDecoderRunnable(adopted, EngineConfig(exact="full"))
 
 
+def test_guesses_are_checked_in_the_in_place_layout(adopted: Path) -> None:
+    with pytest.raises(DecoderError, match="speculation takes the in-place layout"):
+        OnnxDecoderRunnable(adopted, EngineConfig(speculation=4))
+
+
 def test_a_faulty_graph_is_not_proven(growing_file: Path, tiny_source: Path, tmp_path: Path) -> None:
     model = onnx.load(growing_file)
     swapped = {"present.0.key": "present.1.key", "present.1.key": "present.0.key"}

@@ -13,9 +13,10 @@ from transformers import AutoModelForCausalLM
 
 from bento_kv import EngineConfig, OnnxDecoderRunnable
 from bento_kv.defaults import read_defaults
-from bento_kv.engine.request import StepOutput
-from bento_kv.errors import ContextLengthError, EngineClosedError, ManifestError
+from bento_kv.engine.request import Request, SamplingParams, StepOutput
+from bento_kv.errors import ContextLengthError, DecoderError, EngineClosedError, ManifestError
 from bento_kv.manifest import Manifest
+from bento_kv.runtime.open import open_decoder
 
 
 def _read(runnable: OnnxDecoderRunnable, prompt: list[int], **changes: object) -> list[StepOutput]:
@@ -60,6 +61,25 @@ def test_the_context_ends_an_answer_and_a_prompt_without_room_is_refused(tiny_de
     with pytest.raises(ContextLengthError, match=r"32.*"):
         _read(runnable, [1] * 32)
     runnable.close()
+
+
+def test_the_kv_cache_is_as_large_as_there_is_memory_for(tiny_decoder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def runnable(**config: int) -> OnnxDecoderRunnable:
+        made = OnnxDecoderRunnable(tiny_decoder, EngineConfig(slots=2, max_length=64, **config))
+        made.close()
+        return made
+
+    assert runnable().engine.stats().kv_tokens_total == 2 * 64
+    assert runnable(kv_tokens=70).engine.stats().kv_tokens_total == 70
+    token_bytes = open_decoder(tiny_decoder, slots=1).cache.token_bytes
+    monkeypatch.setattr("bento_kv.runnable.available_memory", lambda: 50 * token_bytes)
+    small = runnable()
+    assert small.engine.stats().kv_tokens_total == small.max_length == 40
+    with pytest.raises(ContextLengthError, match="40 tokens, which is what this server has memory for"):
+        small.engine.submit(Request(id="r", prompt_ids=(1,) * 45, params=SamplingParams(), emit=lambda output: None))
+    monkeypatch.setattr("bento_kv.runnable.available_memory", lambda: token_bytes)
+    with pytest.raises(DecoderError, match="no room for a KV cache"):
+        runnable()
 
 
 def test_after_close_requests_are_refused(tiny_decoder: Path) -> None:

@@ -79,6 +79,10 @@ def _loose_golden(record: dict[str, Any]) -> None:
     record["golden_limit"] = 1e9
 
 
+def _golden_limit_of_another_precision(record: dict[str, Any]) -> None:
+    record["golden_limit"] = 0.05
+
+
 def _cut_manifest(directory: Path) -> None:
     (directory / "manifest.json").write_text('{"schema": "bento_kv.manifest/1"}')
 
@@ -95,6 +99,7 @@ DAMAGES: list[tuple[Callable[[Path], None], type[BentoKVError], str]] = [
     (_claims(_failed_check), ManifestError, "it says passed, and its checks do not"),
     (_claims(_no_golden), ManifestError, "it has no golden prompts"),
     (_claims(_loose_golden), ManifestError, "not valid at golden_limit"),
+    (_claims(_golden_limit_of_another_precision), VerificationError, "wider than its precision, fp32, allows"),
 ]
 
 

@@ -26,6 +26,18 @@ def test_a_right_decoder_has_no_fault(tiny_decoder: Path) -> None:
     assert _failed(tiny_decoder) == {}
 
 
+def test_both_graphs_of_a_pair_are_looked_at(tiny_decoder: Path) -> None:
+    model = onnx.load(tiny_decoder / "model.onnx", load_external_data=False)
+    onnx.save(model, tiny_decoder / "prefill.onnx")
+    graphs = {"graphs": ["prefill.onnx", "model.onnx"]}
+    change_graph(tiny_decoder, lambda _: None, manifest=graphs)
+    assert _failed(tiny_decoder) == {}
+    del model.graph.input[3:4]
+    onnx.save(model, tiny_decoder / "prefill.onnx")
+    change_graph(tiny_decoder, lambda _: None, manifest=graphs)
+    assert {"manifest-matches-graph", "io-names"} <= set(_failed(tiny_decoder))
+
+
 def test_a_changed_weight(tiny_decoder: Path) -> None:
     flip_weight_byte(tiny_decoder)
     assert list(_failed(tiny_decoder)) == ["file-hashes"]

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from bento_kv.manifest import LayerGeometry, Manifest, Source, TokenIds
-from bento_kv.verify.effort import LEAST_WALKS, SEQUENCE, SHORT, WALKS, Effort
-from bento_kv.verify.exactness import SMALL, split_walks
+from bento_kv.verify.effort import LEAST_TEXTS, LEAST_WALKS, SEQUENCE, SHORT, WALKS, Effort
+from bento_kv.verify.exactness import SMALL, _without_ones, split_walks
+from bento_kv.verify.passages import CONVERSATIONS, PASSAGES
 
 SLOTS = 17
 
@@ -40,6 +41,7 @@ def test_a_small_model_is_computed_to_its_end() -> None:
     assert set(effort.lengths) >= {*range(1, SHORT + 1), 63, 64, 65, 127, 128, 129, 256, 257, 511, 512, 513, 1023, 1024}
     assert effort.lengths == tuple(sorted(effort.lengths))
     assert (effort.slot_length, effort.full_slots, effort.walks) == (1024, SLOTS, WALKS)
+    assert effort.texts >= len(PASSAGES) + len(CONVERSATIONS)
 
 
 def test_a_larger_model_gets_less_of_each_and_nothing_of_none() -> None:
@@ -52,7 +54,7 @@ def test_a_larger_model_gets_less_of_each_and_nothing_of_none() -> None:
 def test_a_model_that_no_budget_suffices_for_still_has_lengths() -> None:
     effort = _plan(8192, 1e13)
     assert effort.lengths == (1,)
-    assert (effort.full_slots, effort.walks) == (3, LEAST_WALKS)
+    assert (effort.full_slots, effort.walks, effort.texts) == (3, LEAST_WALKS, LEAST_TEXTS)
 
 
 @pytest.mark.parametrize("max_length", [32, 33, 64, 100])
@@ -74,3 +76,10 @@ def test_walks_split_the_whole_and_meet_every_size(total: int, head_dim: int, wa
     assert met >= {*(n for n in large if n < total), *(n for n in SMALL if n <= total // 8)}
     # Single tokens, which take another way through the graph, stand at many places.
     assert len({sum(s[:i]) for s in found for i, size in enumerate(s) if size == 1}) >= min(24, total // 6)
+
+
+@pytest.mark.parametrize("sizes", [[1, 1, 3, 1], [1], [1, 1], [5, 1, 1, 2], [2, 3]])
+def test_chunks_of_one_are_joined_to_others(sizes: list[int]) -> None:
+    joined = _without_ones(sizes)
+    assert sum(joined) == sum(sizes)
+    assert 1 not in joined or sizes == [1]

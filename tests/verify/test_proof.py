@@ -101,10 +101,10 @@ def _swap_layers(model: onnx.ModelProto) -> None:
 
 
 def _stuck_positions(model: onnx.ModelProto) -> None:
-    """The rotary tables are read at position 0, whatever the step's positions are."""
+    """Everything is rotated as if at position 0, whatever the step's positions are."""
     zero = onnx.helper.make_node("Sub", ["position_ids", "position_ids"], ["no_positions"])
     for node in model.graph.node:
-        if node.op_type == "Gather":
+        if node.op_type in ("Gather", "GatherND"):
             node.input[:] = ["no_positions" if name == "position_ids" else name for name in node.input]
     model.graph.node.insert(0, zero)
 
@@ -145,7 +145,7 @@ def test_wrong_positions_far_away_and_a_wrong_window_fail_the_proof(tmp_path: Pa
 
     def forget(model: onnx.ModelProto) -> None:
         for tensor in model.graph.initializer:
-            if tensor.name.startswith("rotary_table") and len(tensor.dims) == 2:
+            if tensor.name.startswith(("rotary.", "rotary_table.")) and len(tensor.dims) == 2:
                 table = numpy_helper.to_array(tensor, base_dir=str(tmp_path / "decoder")).copy()
                 table[700:] = 0
                 tensor.CopyFrom(numpy_helper.from_array(table, tensor.name))

@@ -80,6 +80,12 @@ def _pairs(model: ir.Model) -> _Pairs:
     return _Pairs(cells.outputs[0], places.outputs[0], batched.outputs[0])
 
 
+def _constant(value: ir.Value) -> bool:
+    """Whether it is a constant, or one transposed: the runtime does that once, when it loads the graph."""
+    turned = producer(value, "Transpose")
+    return array_of(value if turned is None else turned.inputs[0]) is not None
+
+
 def choose_tokens_once(model: ir.Model) -> int:
     """Take the tokens whose logits are wanted out of the hidden states in one go, without the axis of length 1.
 
@@ -91,7 +97,7 @@ def choose_tokens_once(model: ir.Model) -> int:
         return 0
     chain = drop.inputs[0]
     while (node := producer(chain, *_BY_TOKEN)) is not None:
-        data = [value for value in node.inputs if value is not None and value.const_value is None]
+        data = [value for value in node.inputs if value is not None and not _constant(value)]
         if len(data) != 1:
             return 0
         chain = data[0]

@@ -159,18 +159,26 @@ def _block_matmul(model: ir.Model, node: ir.Node, weights: Weights, how: Quantiz
     if add is not None and bias is not None and bias.shape is not None and list(bias.shape) == [outputs]:
         inputs += [None] * (5 - len(inputs)) + [bias]
         replaced = add
-    settings = {"K": columns, "N": outputs, "bits": bits, "block_size": how.block_size}
+    settings = {"K": columns, "N": outputs, "bits": bits, "block_size": _block_size(columns, how)}
     attributes = [ir.AttrInt64(key, value) for key, value in settings.items()]
     attributes.append(ir.AttrInt64("accuracy_level", INT8_ACTIVATIONS))
     product = ir.Node("com.microsoft", "MatMulNBits", inputs, attributes, name=f"{name}/MatMulNBits")
     stand_in(model, replaced, [product], [(replaced.outputs[0], product.outputs[0])])
 
 
+def _block_size(columns: int, how: Quantization) -> int:
+    """Inputs that share a scale: no more than there are."""
+    size = how.block_size
+    while size > max(columns, 16):
+        size //= 2
+    return size
+
+
 def _blocks(floats: NDArray[np.float32], bits: int, how: Quantization) -> dict[str, NDArray[np.generic]]:
     made = quantize_blocks(
         np.ascontiguousarray(floats.T),
         bits=bits,
-        block_size=how.block_size,
+        block_size=_block_size(floats.shape[0], how),
         symmetric=how.symmetric,
         method=how.method,
     )
@@ -188,7 +196,7 @@ def _column_matmul(
     if x not in quantized:
         quantized[x] = _quantize_tokens(model, node, x)
     values, scales = quantized[x]
-    arrays = weights.stored(name, "q8", _columns)
+    arrays = weights.stored(name, "columns", _columns)
     weight, column_scales = (_initializer(model, f"{name}.{part}", array) for part, array in arrays.items())
     # Stored by output, as an embedding needs it; the runtime turns it round once, when it loads the graph.
     turned = ir.node("Transpose", [weight], {"perm": [1, 0]}, name=f"{name}/Transpose")
@@ -266,7 +274,12 @@ def _embed_from_blocks(model: ir.Model, weights: Weights, how: Quantization) -> 
         ]
         if "zero_points" in arrays:
             inputs.append(_initializer(model, f"{name}.zero_points", arrays["zero_points"]))
-        settings = {"bits": how.head_bits, "block_size": how.block_size, "gather_axis": 0, "quantize_axis": 1}
+        settings = {
+            "bits": how.head_bits,
+            "block_size": _block_size(len(weights.floats[name]), how),
+            "gather_axis": 0,
+            "quantize_axis": 1,
+        }
         attributes = [ir.AttrInt64(key, value) for key, value in settings.items()]
         rows = ir.Node("com.microsoft", "GatherBlockQuantized", inputs, attributes, name=f"{name}/embedding")
         stand_in(model, node, [rows], [(node.outputs[0], rows.outputs[0])])
@@ -276,7 +289,7 @@ def _embed_from_columns(model: ir.Model, weights: Weights) -> None:
     """Look tokens up in the head's int8 weights, and scale them."""
     for node in _embeddings(model, weights):
         name = str(weights.head)
-        arrays = weights.stored(name, "q8", _columns)
+        arrays = weights.stored(name, "columns", _columns)
         values, scales = (_initializer(model, f"{name}.{part}", array) for part, array in arrays.items())
         rows = ir.node("Gather", [values, node.inputs[1]], {"axis": 0}, name=f"{name}/rows")
         floats = ir.node("Cast", [rows.outputs[0]], {"to": ir.DataType.FLOAT}, name=f"{name}/floats")

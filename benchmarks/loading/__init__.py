@@ -1,0 +1,1 @@
+"""Parts of the load harness, `benchmarks/load.py`."""

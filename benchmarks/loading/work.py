@@ -1,0 +1,109 @@
+"""What clients ask for: prompts and answers of mixed lengths, and when they come."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+from bento_kv import demo
+
+SHORTEST_PROMPT, LONGEST_PROMPT = 8, 1500  # tokens
+SHORTEST_ANSWER, LONGEST_ANSWER = 4, 128
+STAY = 0.1  # part of the clients that wait for their answer where most leave
+FIRST_PLAIN_ID = 16  # below are special tokens
+
+
+@dataclass(frozen=True)
+class Ask:
+    """One HTTP request.
+
+    Attributes:
+        path: under the server's address.
+        body: as JSON.
+        at: when it is due, seconds after the start; None: as soon as a client is free.
+        leave: seconds after which the client is gone; None: it stays.
+    """
+
+    path: str
+    body: dict[str, Any]
+    at: float | None = None
+    leave: float | None = None
+
+    def document(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def small_llama(directory: Path) -> Path:
+    """A small random Llama with a context of 2048 positions and the demo's tokenizer, as a Hugging Face directory."""
+    if (directory / "config.json").exists():
+        return directory
+    torch.manual_seed(0)
+    tokenizer = AutoTokenizer.from_pretrained(demo.path())
+    config = LlamaConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=256,
+        intermediate_size=768,
+        num_hidden_layers=4,
+        num_attention_heads=8,
+        num_key_value_heads=4,
+        max_position_embeddings=2048,
+        tie_word_embeddings=True,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    LlamaForCausalLM(config).save_pretrained(directory)
+    tokenizer.save_pretrained(directory)
+    return directory
+
+
+def mixed(model: str, vocab_size: int, max_length: int, count: int, seed: int) -> list[Ask]:
+    """Distinct requests: lengths spread evenly over their logarithms, every second one sampled with a seed."""
+    rng = random.Random(seed)
+    asks = []
+    for number in range(count):
+        answer = _between(rng, SHORTEST_ANSWER, min(LONGEST_ANSWER, max_length // 4))
+        length = _between(rng, SHORTEST_PROMPT, min(LONGEST_PROMPT, max_length - answer - 1))
+        body = {
+            "model": model,
+            "prompt": [rng.randrange(FIRST_PLAIN_ID, vocab_size) for _ in range(length)],
+            "max_tokens": answer,
+            "ignore_eos": True,
+            "stream": True,
+            "stream_options": {"include_usage": True},
+            **({"temperature": 0.8, "seed": number} if number % 2 else {"temperature": 0}),
+        }
+        asks.append(Ask("/v1/completions", body))
+    return asks
+
+
+def plain(asks: Sequence[Ask], model: str, path: str, decode: Any) -> list[Ask]:
+    """The same with texts for prompts and fields that every server takes."""
+    plain_asks = []
+    for ask in asks:
+        text = decode(ask.body["prompt"])
+        prompt = {"messages": [{"role": "user", "content": text}]} if "chat" in path else {"prompt": text}
+        kept = {name: ask.body[name] for name in ("max_tokens", "stream", "stream_options")}
+        plain_asks.append(Ask(path, {"model": model, "temperature": 0, **prompt, **kept}))
+    return plain_asks
+
+
+def poisson(asks: Sequence[Ask], rate: float, seconds: float, seed: int, *, leave: float | None = None) -> list[Ask]:
+    """Requests drawn at random, coming at `rate` a second for so long; most leave within `leave` seconds, if given."""
+    rng = random.Random(seed)
+    at, due = 0.0, []
+    while (at := at + rng.expovariate(rate)) < seconds:
+        ask = asks[rng.randrange(len(asks))]
+        stays = leave is None or rng.random() < STAY
+        due.append(Ask(ask.path, ask.body, at, None if leave is None or stays else rng.uniform(0, leave)))
+    return due
+
+
+def _between(rng: random.Random, low: int, high: int) -> int:
+    return round(math.exp(rng.uniform(math.log(low), math.log(high))))

@@ -1,0 +1,1 @@
+"""`bento-kv top`: what a running server does right now, from its metrics."""

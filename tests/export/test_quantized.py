@@ -1,0 +1,126 @@
+"""Quantized exports: what is stored, and the laws of exactness on the real decoders, whatever stores weights and cache."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from numpy.typing import NDArray
+
+from bento_kv.errors import ExportError
+from bento_kv.export.exporter import export
+from bento_kv.export.graph.quantized import Quantization
+from bento_kv.manifest import Manifest
+from bento_kv.plan import Exactness, StepPlan, StepRow
+from bento_kv.runtime.decoder import OnnxDecoder
+from tests.zoo import save_model
+
+VARIANTS = [("int8", "fp32"), ("int4", "fp32"), ("fp32", "int8"), ("int8", "int8"), ("int4", "int8")]
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_model(tmp_path_factory.mktemp("source") / "qwen2", "qwen2", tie_word_embeddings=True)
+
+
+@pytest.fixture(scope="module", params=VARIANTS, ids="-".join)
+def decoder(request: pytest.FixtureRequest, source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    precision, kv_cache = request.param
+    directory = tmp_path_factory.mktemp("quantized") / f"{precision}-{kv_cache}"
+    export(str(source), directory, precision=precision, kv_cache=kv_cache)
+    return directory
+
+
+def decode(decoder: OnnxDecoder, slot: int, ids: list[int], prompt: int) -> NDArray[np.float32]:
+    """Logits after the prompt, and after each token behind it."""
+    found = [decoder.step(StepPlan([StepRow(slot, ids[:prompt], 0)]))[0].copy()]
+    found += [decoder.step(StepPlan([StepRow(slot, ids[at : at + 1], at)]))[0].copy() for at in range(prompt, len(ids))]
+    return np.stack(found)
+
+
+@pytest.mark.parametrize("exact", ["batch", "full"])
+def test_law_2_alone_equals_together(decoder: Path, exact: Exactness) -> None:
+    ids = np.random.default_rng(0).integers(0, 250, 41).tolist()
+    alone = decode(OnnxDecoder(decoder, slots=5, exact=exact), 0, ids, 33)
+    crowd = OnnxDecoder(decoder, slots=5, exact=exact)
+    rows = [StepRow(slot, [7] * (3 + slot), 0) for slot in (0, 2, 4)]
+    held = {row.slot: len(row.tokens) for row in rows}
+    together = [crowd.step(StepPlan([*rows, StepRow(1, ids[:33], 0)]))[-1].copy()]
+    for step, at in enumerate(range(33, len(ids))):
+        others = [StepRow(slot, [9], held[slot]) for slot in list(held)[: 1 + step % 3]]
+        held |= {row.slot: row.start + 1 for row in others}
+        together.append(crowd.step(StepPlan([StepRow(1, ids[at : at + 1], at), *others]))[0].copy())
+    assert np.array_equal(alone, np.stack(together))
+
+
+def test_law_1_cached_equals_uncached_to_the_bit_in_mode_full(decoder: Path) -> None:
+    ids = np.random.default_rng(1).integers(0, 250, 40).tolist()
+    model = OnnxDecoder(decoder, slots=2, exact="full")
+    whole = model.step(StepPlan([StepRow(0, ids, 0, 40)])).copy()
+    assert np.array_equal(whole[19:], decode(model, 1, ids, 20))
+
+
+def test_an_int8_cache_makes_single_queries_exact_too(source: Path, tmp_path: Path) -> None:
+    export(str(source), tmp_path / "decoder", precision="int8", kv_cache="int8")
+    ids = np.random.default_rng(2).integers(0, 250, 40).tolist()
+    model = OnnxDecoder(tmp_path / "decoder", slots=2, exact="batch")
+    whole = model.step(StepPlan([StepRow(0, ids, 0, 40)])).copy()
+    assert np.array_equal(whole[19:], decode(model, 1, ids, 20))
+
+
+def test_every_linear_layer_is_quantized_and_known_by_its_parameters(decoder: Path, source: Path) -> None:
+    manifest = Manifest.read(decoder)
+    if manifest.precision == "fp32":
+        assert manifest.weights == {}
+        return
+    qkv = [f"model.layers.0.self_attn.{side}_proj.weight" for side in "qkv"]
+    assert tuple(qkv) in manifest.weights.values()
+    assert len(manifest.weights) == 2 * 5 + 1  # qkv, o, gate, up, down of two layers, and the head
+    for name in manifest.graphs:
+        graph = onnx.load(decoder / name, load_external_data=False).graph
+        assert not [node.name for node in graph.node if node.op_type == "MatMul"]
+
+
+def test_what_two_graphs_share_is_stored_once(source: Path, tmp_path: Path) -> None:
+    export(str(source), tmp_path / "int4", precision="int4")
+    export(str(source), tmp_path / "int8", precision="int8")
+    graphs = [
+        onnx.load(tmp_path / "int4" / name, load_external_data=False).graph for name in ("prefill.onnx", "model.onnx")
+    ]
+    places = [
+        {t.name: [(e.key, e.value) for e in t.external_data] for t in graph.initializer if t.external_data}
+        for graph in graphs
+    ]
+    shared = set(places[0]) & set(places[1])
+    assert shared
+    assert all(places[0][name] == places[1][name] for name in shared)
+    head = next(name for name in shared if name.endswith(".q8"))
+    rows = head.replace(".q8", ".rows")
+    assert places[1][head] == places[1][rows]  # the embedding is the head
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        Quantization(block_size=32),
+        Quantization(block_size=128, head_bits=4),
+        Quantization(symmetric=False, method="rtn"),
+        Quantization(bits=8, block_size=32),
+    ],
+    ids=str,
+)
+def test_other_ways_of_storing_int4_weights_are_exact_too(how: Quantization, source: Path, tmp_path: Path) -> None:
+    export(str(source), tmp_path / "decoder", precision="int4", quantization=how)
+    ids = np.random.default_rng(3).integers(0, 250, 24).tolist()
+    model = OnnxDecoder(tmp_path / "decoder", slots=3, exact="full")
+    whole = model.step(StepPlan([StepRow(0, ids, 0, 24)])).copy()
+    assert np.array_equal(whole[11:], decode(model, 2, ids, 12))
+
+
+def test_what_is_not_known_is_refused(source: Path, tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="int5"):
+        export(str(source), tmp_path / "decoder", precision="int5")
+    with pytest.raises(ExportError, match="kv_cache 'fp16' is not one of"):
+        export(str(source), tmp_path / "decoder", kv_cache="fp16")

@@ -1,0 +1,222 @@
+"""Laws 1 to 5 under a load that a machine thinks up: arrivals, aborts, lengths, priorities, shared prefixes and salts.
+
+Whatever it does, each request ends with the result that it has alone in an engine without chunks, neighbours and a prefix
+cache, log-probabilities included, bit for bit; or with a beginning of it, if it was aborted or its step failed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
+
+from bento_kv.engine.config import EngineConfig
+from bento_kv.engine.engine import Engine
+from bento_kv.engine.request import Decoder, SamplingParams
+from bento_kv.plan import Exactness, StepPlan
+from bento_kv.runtime.decoder import OnnxDecoder
+from tests.engine.fakes import Client, FakeDecoder, run_to_end
+
+SLOTS = 4
+MAX_LENGTH = 40
+# Prompts are paths in a small tree of these, so that many share long beginnings.
+WORDS = ((1, 2, 3, 4, 5, 6, 7), (1, 2, 3, 9), (8,), (4, 4), (5, 6, 7, 8, 9, 10, 11, 12))
+
+prompts = (
+    st.lists(st.sampled_from(WORDS), min_size=1, max_size=4)
+    .map(lambda words: tuple(token for word in words for token in word))
+    .map(lambda ids: ids[: MAX_LENGTH - 8])
+)
+params = st.builds(
+    SamplingParams,
+    max_tokens=st.integers(1, 7),
+    temperature=st.sampled_from([0.0, 1.0]),
+    seed=st.integers(0, 3),
+    repetition_penalty=st.sampled_from([1.0, 1.3]),
+    logprobs=st.just(2),
+)
+configs = st.builds(
+    EngineConfig,
+    slots=st.integers(1, SLOTS),
+    prefill_tokens=st.integers(3, 40),
+    prefill_chunk=st.integers(3, 12),
+    priority_places=st.integers(0, 4),
+    kv_tokens=st.integers(MAX_LENGTH, 3 * MAX_LENGTH),
+    prefix_cache_tokens=st.none() | st.integers(0, MAX_LENGTH),
+    max_length=st.just(MAX_LENGTH),
+)
+
+
+def spell(ids: Sequence[int], /) -> str:
+    return "".join(chr(ord("a") + i % 26) for i in ids)
+
+
+class Flaky:
+    """A decoder that fails when it is told to; all else is the decoder's own."""
+
+    def __init__(self, decoder: Decoder) -> None:
+        self.fails = False
+        self.decoder = decoder
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self.decoder, name)
+
+    def step(self, plan: StepPlan) -> object:
+        if self.fails:
+            self.fails = False
+            raise OSError("no model today")
+        return self.decoder.step(plan)
+
+
+class UnderLoad(RuleBasedStateMachine):
+    """One engine under load; subclasses say on which decoder."""
+
+    exact: Exactness = "batch"
+
+    def new_decoder(self) -> Decoder:
+        raise NotImplementedError
+
+    def alone(self, prompt_ids: tuple[int, ...], asked: SamplingParams) -> Client:
+        raise NotImplementedError
+
+    @initialize(config=configs)
+    def start(self, config: EngineConfig) -> None:
+        self.decoder = Flaky(self.new_decoder())
+        values = {name: getattr(config, name) for name in config.__slots__} | {"exact": self.exact}
+        self.engine = Engine(self.decoder, spell, EngineConfig(**values))  # type: ignore[arg-type]
+        self.clients: list[Client] = []
+
+    @rule(
+        prompt_ids=prompts,
+        asked=st.lists(params, min_size=1, max_size=3),
+        priority=st.integers(-2, 2),
+        salt=st.sampled_from([None, None, "salt"]),
+    )
+    def submit(self, prompt_ids: tuple[int, ...], asked: list[SamplingParams], priority: int, salt: str | None) -> None:
+        """A request, or several choices of one."""
+        group = [Client(f"r{len(self.clients) + i}", prompt_ids, one, priority, salt) for i, one in enumerate(asked)]
+        self.engine.submit_all([client.request for client in group])
+        self.clients += group
+
+    @precondition(lambda self: any(client.finish_reason in ("stop", "length") for client in self.clients))
+    @rule(data=st.data(), more=prompts, asked=params)
+    def go_on(self, data: st.DataObject, more: tuple[int, ...], asked: SamplingParams) -> None:
+        """The next turn of a conversation."""
+        done = [client for client in self.clients if client.finish_reason in ("stop", "length")]
+        before = data.draw(st.sampled_from(done))
+        prompt_ids = (*before.prompt_ids, *before.token_ids, *more)[: MAX_LENGTH - 8]
+        self.submit(prompt_ids, [asked], before.priority, before.cache_salt)
+
+    @rule(steps=st.integers(1, 6))
+    def step(self, steps: int) -> None:
+        for _ in range(steps):
+            self.engine.step()
+            self.engine.check_books()
+
+    @precondition(lambda self: bool(self.clients))
+    @rule(data=st.data())
+    def abort(self, data: st.DataObject) -> None:
+        """A client goes away: within one step its slot is free."""
+        client = data.draw(st.sampled_from(self.clients))
+        self.engine.abort(client.id)
+        self.engine.step()
+        assert client.finish_reason is not None
+
+    @rule()
+    def fail(self) -> None:
+        self.decoder.fails = True
+
+    @invariant()
+    def the_books_agree(self) -> None:
+        self.engine.check_books()
+
+    def teardown(self) -> None:
+        if not hasattr(self, "engine"):
+            return
+        self.decoder.fails = False
+        run_to_end(self.engine)
+        stats = self.engine.stats()
+        assert (stats.running, stats.waiting, stats.kv_tokens_used, stats.kv_tokens_reserved) == (0, 0, 0, 0)
+        for client in self.clients:
+            whole = self.alone(client.prompt_ids, client.params)
+            if client.finish_reason in ("stop", "length"):
+                assert client.result == whole.result
+            else:
+                length = len(client.token_ids)
+                assert client.finish_reason in ("abort", "error")
+                assert client.token_ids == whole.token_ids[:length]
+                assert client.logprobs == whole.logprobs[:length]
+
+
+def alone_on(decoder: Decoder, exact: Exactness) -> Callable[[tuple[int, ...], SamplingParams], Client]:
+    """What a request's result is, alone and in one go."""
+    results: dict[tuple[object, ...], Client] = {}
+
+    def answer(prompt_ids: tuple[int, ...], asked: SamplingParams) -> Client:
+        key = (prompt_ids, asked.max_tokens, asked.temperature, asked.seed, asked.repetition_penalty)
+        if key not in results:
+            config = EngineConfig(slots=1, exact=exact, max_length=MAX_LENGTH, prefix_cache=False)
+            engine = Engine(decoder, spell, config)
+            results[key] = Client("alone", prompt_ids, asked)
+            engine.submit(results[key].request)
+            run_to_end(engine)
+        return results[key]
+
+    return answer
+
+
+@pytest.mark.parametrize("exact", ["batch", "full"])
+def test_under_load_equals_alone(exact: Exactness) -> None:
+    mode = exact
+    answer = alone_on(FakeDecoder(max_length=MAX_LENGTH, exact=mode), mode)
+
+    class OnTheFake(UnderLoad):
+        exact = mode
+
+        def new_decoder(self) -> Decoder:
+            return FakeDecoder(slots=SLOTS, max_length=MAX_LENGTH, exact=mode)
+
+        def alone(self, prompt_ids: tuple[int, ...], asked: SamplingParams) -> Client:
+            return answer(prompt_ids, asked)
+
+    run_state_machine_as_test(OnTheFake, settings=_settings(100, 40))  # type: ignore[no-untyped-call]
+
+
+@pytest.mark.parametrize("exact", ["batch", "full"])
+def test_under_load_equals_alone_on_a_real_decoder(exact: Exactness, demo_decoder: Path) -> None:
+    mode = exact
+    decoder = OnnxDecoder(demo_decoder, slots=SLOTS, max_length=MAX_LENGTH, exact=mode)
+    answer = alone_on(OnnxDecoder(demo_decoder, slots=1, max_length=MAX_LENGTH, exact=mode), mode)
+
+    class OnTheDemo(UnderLoad):
+        exact = mode
+
+        def new_decoder(self) -> Decoder:
+            return decoder  # what earlier engines left in it must not matter
+
+        def alone(self, prompt_ids: tuple[int, ...], asked: SamplingParams) -> Client:
+            return answer(prompt_ids, asked)
+
+    run_state_machine_as_test(OnTheDemo, settings=_settings(25, 30))  # type: ignore[no-untyped-call]
+
+
+@cache
+def _settings(examples: int, steps: int) -> settings:
+    return settings(
+        max_examples=examples,
+        stateful_step_count=steps,
+        deadline=None,
+        suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
+    )
