@@ -115,7 +115,6 @@ ENGINES = {
             precision="fp32",
             files="bento_kv-growing",
             options={"precision": "fp32", "exact": "batch", "layout": "growing"},
-            filling="computes",
             default=False,
         ),
         _llama("llama.cpp", flash_attention=False),

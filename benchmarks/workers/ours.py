@@ -6,48 +6,12 @@ import shutil
 import time
 from pathlib import Path
 
-import numpy as np
-from numpy.typing import NDArray
-
 from benchmarks.workers.protocol import argument, prompt_of, serve
 from bento_kv.engine.config import EngineConfig
 from bento_kv.engine.engine import Engine
 from bento_kv.engine.request import Request, SamplingParams, StepOutput
-from bento_kv.plan import StepPlan
-from bento_kv.runtime.open import Decoder, open_decoder
+from bento_kv.runtime.open import open_decoder
 from bento_kv.tokenizer import Tokenizer
-
-
-class Restoring:
-    """A decoder that computes a prompt of each length once, and gives later rows of that length a copy of its cache.
-
-    A step over many long contexts is timed, not their prefill. Whatever else it is asked goes to the decoder.
-    """
-
-    def __init__(self, decoder: Decoder) -> None:
-        self._decoder = decoder
-        self.slots, self.max_length, self.vocab_size = decoder.slots, decoder.max_length, decoder.vocab_size
-        self.restoring = False
-        self._saved: dict[int, tuple[list[tuple[NDArray[np.float32], NDArray[np.float32]]], NDArray[np.float32]]] = {}
-
-    def step(self, plan: StepPlan) -> NDArray[np.float32]:
-        prompts = self.restoring and all(row.start == 0 and len(row.tokens) > 1 for row in plan.rows)
-        if not prompts:
-            return self._decoder.step(plan)
-        for row in plan.rows:
-            length = len(row.tokens)
-            if length not in self._saved:
-                logits = self._decoder.step(StepPlan((row,)))
-                self._saved[length] = (self._decoder.cache.read(row.slot, length), logits)
-            else:
-                self._restore(row.slot, length)
-        return np.concatenate([self._saved[len(row.tokens)][1] for row in plan.rows])
-
-    def _restore(self, slot: int, length: int) -> None:
-        cache, _ = self._saved[length]
-        self._decoder.cache.write(slot, cache)
-        # The decoder refuses to read what nobody computed; these keys were, in another slot.
-        self._decoder._written[slot] = max(self._decoder._written[slot], length)
 
 
 class Ours:
@@ -58,8 +22,8 @@ class Ours:
         rows, threads, length = argument("rows"), argument("threads"), argument("max_length")
         decoder = open_decoder(directory, slots=rows, exact=exact, threads=threads, max_length=length)
         config = EngineConfig(slots=rows, exact=exact, threads=threads, max_length=length)
-        self._decoder = Restoring(decoder)
-        self._engine = Engine(self._decoder, Tokenizer(directory).decode, config)
+        self._vocab = decoder.vocab_size
+        self._engine = Engine(decoder, Tokenizer(directory).decode, config)
         self._tokens: dict[str, int] = {}  # of the requests alive, how many were generated
         self._numbers = 0
 
@@ -73,13 +37,12 @@ class Ours:
 
     def fill(self, rows: int, context: int, room: int) -> None:
         self._clear()
-        self._decoder.restoring = argument("layout") != "growing"  # whose caches only the decoder can write
-        for row in range(rows):
-            # Prefill and decode steps take turns, so the first row can be ahead by a token a row.
-            self._submit(prompt_of(row, context, self._decoder.vocab_size), 1 + room + rows + 1)  # and ends with none
-        while not all(self._tokens.values()):
-            self._engine.step()
-        self._decoder.restoring = False
+        # The first row computes the prompt; the others are given copies of it by the prefix cache. Whoever has begun goes
+        # on meanwhile, so the first row is ahead by a token or two a row.
+        for _ in range(rows):
+            self._submit(prompt_of(0, context, self._vocab), room + 2 * rows + 2)
+            while not all(self._tokens.values()):
+                self._engine.step()
 
     def decode(self, steps: int) -> float:
         rows, before = len(self._tokens), sum(self._tokens.values())
