@@ -13,6 +13,8 @@ from bento_kv.engine.request import Request, SamplingParams, StepOutput
 from bento_kv.runtime.open import open_decoder
 from bento_kv.tokenizer import Tokenizer
 
+POSITIONS = 4096  # that are exported: those of a run, which depend on its rounds, are fewer
+
 
 class Ours:
     """The engine over a decoder directory."""
@@ -90,7 +92,7 @@ def prepare() -> None:
         export_growing(argument("source"), target / "model.onnx")
         adopt(target, argument("source"))
     else:
-        export(argument("source"), target, precision=argument("precision"), max_length=argument("max_length"))
+        export(argument("source"), target, precision=argument("precision"), max_length=POSITIONS)
 
 
 if __name__ == "__main__":
