@@ -25,6 +25,10 @@ MANIFEST_FILE = "manifest.json"
 VERIFICATION_FILE = "verification.json"
 
 
+# Positions that a slot's buffer has beyond those that it may use: where a row's last token is repeated, its copy lands
+# there. The export's tables are as long as the buffer.
+SPARE = 1
+
 Layout = Literal["in-place", "growing"]
 Precision = Literal["fp32", "fp16", "int8", "int4"]
 KvCache = Literal["fp32", "int8"]

@@ -8,6 +8,7 @@ import os
 import threading
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from queue import Empty, Full, Queue
 from typing import Any
@@ -64,11 +65,9 @@ class EventLog:
         ended = False
         while not ended:
             events = [self._pending.get()]
-            try:
+            with suppress(Empty):
                 while len(events) < MAX_PENDING:
                     events.append(self._pending.get_nowait())
-            except Empty:
-                pass
             ended = None in events
             self._write([event for event in events if event is not None])
         os.close(self._file)

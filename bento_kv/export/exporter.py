@@ -6,11 +6,11 @@ import errno
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import onnx
 import onnx_ir as ir
@@ -71,12 +71,8 @@ def export(
         SourceError: the model cannot be found or read.
         ExportError: it cannot be exported as asked.
     """
-    known = next((each for each in PRECISIONS if each == precision), None)
-    if known is None:
-        raise ExportError(f"precision {precision!r} is not one of: {', '.join(PRECISIONS)}")
-    elements = next((each for each in KV_CACHES if each == kv_cache), None)
-    if elements is None:
-        raise ExportError(f"kv_cache {kv_cache!r} is not one of: {', '.join(KV_CACHES)}")
+    known = _one_of("precision", precision, PRECISIONS)
+    elements = _one_of("kv_cache", kv_cache, KV_CACHES)
     newest = onnx.defs.onnx_opset_version()
     if not MIN_OPSET <= opset <= newest:
         raise ExportError(
@@ -96,7 +92,9 @@ def export(
     with _staged(directory, force=force) as staging:
         progress(f"tracing {type(model).__name__}, {len(facts.layers)} layers")
         graph = to_onnx(model, facts.layers, opset, facts.rotations)
-        origins = Origins({name: each.detach().numpy() for name, each in model.named_parameters() if each.ndim == 2})
+        # Only what is quantized has to be found again.
+        sought = () if known == "fp32" else model.named_parameters()
+        origins = Origins({name: each.detach().numpy() for name, each in sought if each.ndim == 2})
         passes = optimize(graph, length, origins)
         if elements == "int8":
             progress("finding the ranges of keys and values")
@@ -128,6 +126,16 @@ def export(
         )
         record.write(staging)
     return record
+
+
+Choice = TypeVar("Choice", bound=str)
+
+
+def _one_of(name: str, value: str, allowed: Sequence[Choice]) -> Choice:
+    for each in allowed:
+        if each == value:
+            return each
+    raise ExportError(f"{name} {value!r} is not one of: {', '.join(allowed)}")
 
 
 def _quantized(

@@ -12,10 +12,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from bento_kv.errors import DecoderError
-from bento_kv.manifest import LayerGeometry
-
-# One position more than a slot may use: where a row's last token is repeated, its copy lands there.
-SPARE = 1
+from bento_kv.manifest import SPARE, LayerGeometry
 
 # What a graph may declare.
 Element = type[np.float32] | type[np.int8]

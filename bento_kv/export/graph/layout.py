@@ -61,13 +61,10 @@ class _Pairs:
 def _pairs(model: ir.Model) -> _Pairs:
     """Compute them, at the beginning of the graph."""
     gather, scatter = input_named(model, "gather_index"), input_named(model, "scatter_index")
-    zero = constant(model, "cells.zero", np.array(0, np.int64))
-    last = constant(model, "cells.last", np.array([-1], np.int64))
+    cells = _batched_index(model, gather, "cells", "cells")
+    last = model.graph.initializers["cells.last"]
     first = constant(model, "cells.first", np.array([0], np.int64))
     width = ir.node("Shape", [gather], {"start": 1, "end": 2}, name="cells/width")
-    none = ir.node("Mul", [gather, zero], name="cells/none")
-    ends = [ir.node("Unsqueeze", [value, last], name=f"cells/{i}") for i, value in enumerate((none.outputs[0], gather))]
-    cells = ir.node("Concat", [end.outputs[0] for end in ends], {"axis": -1}, name="cells/cells")
     row = ir.node("Div", [scatter, width.outputs[0]], name="cells/row")
     column = ir.node("Mod", [scatter, width.outputs[0]], name="cells/column")
     parts = [
@@ -75,9 +72,20 @@ def _pairs(model: ir.Model) -> _Pairs:
     ]
     places = ir.node("Concat", [part.outputs[0] for part in parts], {"axis": -1}, name="cells/place")
     batched = ir.node("Unsqueeze", [places.outputs[0], first], name="cells/places")
-    nodes = [width, none, *ends, cells, row, column, *parts, places, batched]
-    model.graph.insert_before(model.graph[0], nodes)
-    return _Pairs(cells.outputs[0], places.outputs[0], batched.outputs[0])
+    model.graph.insert_before(model.graph[0], [width, *cells, row, column, *parts, places, batched])
+    return _Pairs(cells[-1].outputs[0], places.outputs[0], batched.outputs[0])
+
+
+def _batched_index(model: ir.Model, index: ir.Value, prefix: str, name: str) -> list[ir.Node]:
+    """Nodes that turn indices of tokens `[...]` into indices into `[1, tokens, N]`, `[..., 2]`; the last one's output."""
+    zero = constant(model, f"{prefix}.zero", np.array(0, np.int64))
+    last = constant(model, f"{prefix}.last", np.array([-1], np.int64))
+    none = ir.node("Mul", [index, zero], name=f"{prefix}/none")
+    ends = [
+        ir.node("Unsqueeze", [value, last], name=f"{prefix}/{i}") for i, value in enumerate((none.outputs[0], index))
+    ]
+    pairs = ir.node("Concat", [end.outputs[0] for end in ends], {"axis": -1}, name=f"{prefix}/{name}")
+    return [none, *ends, pairs]
 
 
 def _constant(value: ir.Value) -> bool:
@@ -106,14 +114,9 @@ def choose_tokens_once(model: ir.Model) -> int:
     inner = None if gather is None else producer(gather.inputs[0], "Transpose")
     if outer is None or gather is None or inner is None or chain is None or drop.inputs[0] is None:
         return 0
-    index = input_named(model, "logits_index")
-    zero = constant(model, "tokens.zero", np.array(0, np.int64))
-    last = constant(model, "tokens.last", np.array([-1], np.int64))
-    none = ir.node("Mul", [index, zero], name="tokens/none")
-    ends = [ir.node("Unsqueeze", [value, last], name=f"tokens/{i}") for i, value in enumerate((none.outputs[0], index))]
-    pairs = ir.node("Concat", [end.outputs[0] for end in ends], {"axis": -1}, name="tokens/pairs")
-    chosen = ir.node("GatherND", [inner.inputs[0], pairs.outputs[0]], {"batch_dims": 0}, name="tokens/chosen")
-    model.graph.insert_before(outer, [none, *ends, pairs, chosen])
+    pairs = _batched_index(model, input_named(model, "logits_index"), "tokens", "pairs")
+    chosen = ir.node("GatherND", [inner.inputs[0], pairs[-1].outputs[0]], {"batch_dims": 0}, name="tokens/chosen")
+    model.graph.insert_before(outer, [*pairs, chosen])
     ir.convenience.replace_all_uses_with(chain, chosen.outputs[0])
     before = drop.inputs[0]
     name = logits.name

@@ -149,7 +149,7 @@ def _initializer(model: ir.Model, name: str, array: NDArray[np.generic]) -> ir.V
 
 def _block_matmul(model: ir.Model, node: ir.Node, weights: Weights, how: Quantization, bits: int) -> None:
     name = _name(node)
-    arrays = weights.stored(name, f"q{bits}", lambda floats: _blocks(floats, bits, how))
+    arrays = _stored_blocks(weights, name, bits, how)
     columns, outputs = weights.floats[name].shape
     inputs: list[ir.Value | None] = [node.inputs[0]]
     inputs += [_initializer(model, f"{name}.{part}", array) for part, array in arrays.items()]
@@ -172,6 +172,10 @@ def _block_size(columns: int, how: Quantization) -> int:
     while size > max(columns, 16):
         size //= 2
     return size
+
+
+def _stored_blocks(weights: Weights, name: str, bits: int, how: Quantization) -> dict[str, NDArray[np.generic]]:
+    return weights.stored(name, f"q{bits}", lambda floats: _blocks(floats, bits, how))
 
 
 def _blocks(floats: NDArray[np.float32], bits: int, how: Quantization) -> dict[str, NDArray[np.generic]]:
@@ -264,7 +268,7 @@ def _embed_from_blocks(model: ir.Model, weights: Weights, how: Quantization) -> 
     """Look tokens up in the head's blocks (com.microsoft GatherBlockQuantized)."""
     for node in _embeddings(model, weights):
         name = str(weights.head)
-        arrays = weights.stored(name, f"q{how.head_bits}", lambda floats: _blocks(floats, how.head_bits, how))
+        arrays = _stored_blocks(weights, name, how.head_bits, how)
         packed = arrays[f"q{how.head_bits}"]
         inputs: list[ir.Value | None] = [
             # The same bytes as the head's, without its axis of blocks.

@@ -9,9 +9,8 @@ from numpy.typing import NDArray
 
 from bento_kv.errors import ExportError
 from bento_kv.export.graph.nodes import constant, input_named
+from bento_kv.manifest import SPARE
 
-# A slot's buffer has a position more than the slot may use, and the operator wants a table as long as the buffer.
-_SPARE = 1
 _COS_CACHE, _SIN_CACHE = 7, 8
 
 
@@ -21,14 +20,15 @@ def rotate_in_attention(model: ir.Model, max_length: int) -> int:
     Returns the number of nodes.
     """
     positions = input_named(model, "position_ids")
+    length = max_length + SPARE  # the operator wants a table as long as the buffer
     tables: dict[bytes, ir.Value] = {}
     count = 0
     for node in model.graph:
         if node.op_type != "GroupQueryAttention" or len(node.inputs) <= _SIN_CACHE or node.inputs[_COS_CACHE] is None:
             continue
         for index in (_COS_CACHE, _SIN_CACHE):
-            rows = _evaluate(model, node.inputs[index], positions, max_length + _SPARE)
-            node.replace_input_with(index, _table(model, "rotary", rows.reshape(max_length + _SPARE, -1), tables))
+            rows = _evaluate(model, node.inputs[index], positions, length)
+            node.replace_input_with(index, _table(model, "rotary", rows.reshape(length, -1), tables))
         count += 1
     return count
 
