@@ -11,6 +11,7 @@ from typing import Literal
 
 import numpy as np
 
+from bento_kv.engine.config import EngineConfig
 from bento_kv.errors import DecoderError
 from bento_kv.manifest import Manifest
 from bento_kv.plan import Exactness, StepPlan, StepRow
@@ -26,10 +27,11 @@ class Measurement:
     """Medians of one kind of step.
 
     Attributes:
-        phase: `prefill`: prompts of `prompt` tokens, one a row, in one step; `decode`: one token a row behind as many.
+        phase: `prefill`: prompts of `prompt` tokens, one a row, in steps of as many tokens as the server takes at once;
+            `decode`: one token a row behind as many, in one step.
         batch: rows.
-        prompt: tokens of a row before, or in, the step.
-        step_ms: milliseconds of a step.
+        prompt: tokens of a row before the step, or in the steps.
+        step_ms: milliseconds of the steps, together.
         tokens_per_second: of all rows together.
     """
 
@@ -76,18 +78,27 @@ def measure(
     for batch in batches:
         progress(f"{batch} row{'s' * (batch > 1)}, prompts of {prompt} tokens")
         rows = [StepRow(slot, ids, 0) for slot in range(batch)]
-        prefill = _median_ms(decoder, rows, _PREFILLS)
-        decode = _median_ms(decoder, [StepRow(slot, ids[:1], prompt) for slot in range(batch)], _DECODES)
+        prefill = _median_ms(decoder, _chunks(rows, EngineConfig().prefill_tokens), _PREFILLS)
+        decode = _median_ms(decoder, [StepPlan([StepRow(slot, ids[:1], prompt) for slot in range(batch)])], _DECODES)
         found.append(Measurement("prefill", batch, prompt, prefill, 1000 * batch * prompt / prefill))
         found.append(Measurement("decode", batch, prompt, decode, 1000 * batch / decode))
     return found
 
 
-def _median_ms(decoder: Decoder, rows: Sequence[StepRow], repeats: int) -> float:
-    plan = StepPlan(rows)
+def _chunks(rows: Sequence[StepRow], budget: int) -> list[StepPlan]:
+    """Steps that compute the rows of whole prompts one behind the other, each of at most `budget` tokens."""
+    return [
+        StepPlan([StepRow(row.slot, row.tokens[start : start + budget], start)])
+        for row in rows
+        for start in range(0, len(row.tokens), budget)
+    ]
+
+
+def _median_ms(decoder: Decoder, plans: Sequence[StepPlan], repeats: int) -> float:
     times = []
     for _ in range(_WARM_UP + repeats):
         began = time.perf_counter()
-        decoder.step(plan)
+        for plan in plans:
+            decoder.step(plan)
         times.append(time.perf_counter() - began)
     return 1000 * statistics.median(times[_WARM_UP:])

@@ -400,7 +400,7 @@ def bench(target: str, batches: list[int], prompt: int, threads: int | None, exa
     if as_json:
         click.echo(json.dumps({"results": [asdict(each) for each in found]}))
         return
-    click.echo(f"{'phase':8} {'batch':>5} {'prompt':>6} {'ms a step':>10} {'tokens/s':>10}")
+    click.echo(f"{'phase':8} {'batch':>5} {'prompt':>6} {'ms':>10} {'tokens/s':>10}")
     for each in found:
         click.echo(f"{each.phase:8} {each.batch:5} {each.prompt:6} {each.step_ms:10.2f} {each.tokens_per_second:10.0f}")
 

@@ -65,7 +65,7 @@ class EngineConfig:
     max_queue: int = 256
     max_tokens: int | None = None
     threads: int | None = None
-    prefill_tokens: int = 512
+    prefill_tokens: int = 256
     prefill_chunk: int = 256
     priority_places: int = 32
     kv_tokens: int | None = None

@@ -149,10 +149,10 @@ def _quantized(
     weights = Weights.find(graph, origins)
     graphs = {contract.MODEL_FILE: graph}
     if precision == "int8":
-        use_columns(graph, weights, how, head=True)
+        use_columns(graph, weights, Quantization())
     else:
         prefill = graph.clone()
-        use_columns(prefill, weights, how, head=False)
+        use_columns(prefill, weights, how)
         use_blocks(graph, weights, how)
         graphs = {PREFILL_FILE: prefill, **graphs}
     for each in graphs.values():

@@ -23,7 +23,9 @@ from bento_kv.export.quantize import Method, quantize_blocks, quantize_columns
 _CHOICE = "TopK"
 _HOPS = 4
 _LEAST_WIDTH = 32
+_LEAST_BLOCK = 16
 INT8_ACTIVATIONS = 4  # MatMulNBits' accuracy_level
+COLUMN_BITS = 8
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,11 +37,12 @@ class Quantization:
         block_size: inputs that share a scale.
         symmetric: without zero points.
         method: see `export.quantize`.
-        head_bits: of the weights that make the logits, and of the embedding where they are tied.
+        head_bits: of the weights that make the logits, and of the embedding where they are tied: 8, in columns, or 4, in
+            blocks.
     """
 
     bits: int = 4
-    block_size: int = 64
+    block_size: int = 128
     symmetric: bool = True
     method: Method = "search"
     head_bits: int = 8
@@ -89,34 +92,34 @@ class Weights:
 
 
 def use_blocks(model: ir.Model, weights: Weights, how: Quantization) -> None:
-    """MatMulNBits for every weight."""
+    """Blocks for every weight; the head as it is asked for."""
+    tokens = _Tokens(model)
     for node in _matmuls(model):
         name = _name(node)
-        if name in weights.floats:
-            _block_matmul(model, node, weights, how, how.head_bits if name == weights.head else how.bits)
-    _embed_from_blocks(model, weights, how)
-
-
-def use_columns(model: ir.Model, weights: Weights, how: Quantization, *, head: bool) -> None:
-    """int8 by column, activations by token, for every weight.
-
-    Args:
-        model: changed in place.
-        weights: of the graph.
-        how: of the head, where it stays in blocks.
-        head: the head, too. In a graph for prompts few tokens meet it, and it can be shared with another graph's.
-    """
-    quantized: dict[ir.Value, tuple[ir.Value, ir.Value]] = {}
-    for node in _matmuls(model):
-        name = _name(node)
-        if name == weights.head and not head:
-            _block_matmul(model, node, weights, how, how.head_bits)
+        if name == weights.head:
+            _head(model, node, weights, how, tokens)
         elif name in weights.floats:
-            _column_matmul(model, node, weights, quantized)
-    if head:
-        _embed_from_columns(model, weights)
+            _block_matmul(model, node, weights, how, how.bits)
+    _embed(model, weights, how)
+
+
+def use_columns(model: ir.Model, weights: Weights, how: Quantization) -> None:
+    """Columns for every weight; the head as it is asked for, so that graphs of both kinds can share it."""
+    tokens = _Tokens(model)
+    for node in _matmuls(model):
+        name = _name(node)
+        if name == weights.head:
+            _head(model, node, weights, how, tokens)
+        elif name in weights.floats:
+            _column_matmul(model, node, weights, tokens)
+    _embed(model, weights, how)
+
+
+def _head(model: ir.Model, node: ir.Node, weights: Weights, how: Quantization, tokens: _Tokens) -> None:
+    if how.head_bits == COLUMN_BITS:
+        _column_matmul(model, node, weights, tokens)
     else:
-        _embed_from_blocks(model, weights, how)
+        _block_matmul(model, node, weights, how, how.head_bits)
 
 
 def _matmuls(model: ir.Model) -> list[ir.Node]:
@@ -159,32 +162,30 @@ def _block_matmul(model: ir.Model, node: ir.Node, weights: Weights, how: Quantiz
     if add is not None and bias is not None and bias.shape is not None and list(bias.shape) == [outputs]:
         inputs += [None] * (5 - len(inputs)) + [bias]
         replaced = add
-    settings = {"K": columns, "N": outputs, "bits": bits, "block_size": _block_size(columns, how)}
+    settings = {"K": columns, "N": outputs, "bits": bits, "block_size": _block_size(weights, name, how)}
     attributes = [ir.AttrInt64(key, value) for key, value in settings.items()]
     attributes.append(ir.AttrInt64("accuracy_level", INT8_ACTIVATIONS))
     product = ir.Node("com.microsoft", "MatMulNBits", inputs, attributes, name=f"{name}/MatMulNBits")
     stand_in(model, replaced, [product], [(replaced.outputs[0], product.outputs[0])])
 
 
-def _block_size(columns: int, how: Quantization) -> int:
-    """Inputs that share a scale: no more than there are."""
+def _block_size(weights: Weights, name: str, how: Quantization) -> int:
+    """Inputs that share a scale: no more than there are, and whole blocks where an embedding may be looked up in them."""
+    columns = len(weights.floats[name])
     size = how.block_size
-    while size > max(columns, 16):
+    while size > _LEAST_BLOCK and (size > columns or (name == weights.head and columns % size)):
         size //= 2
     return size
 
 
 def _stored_blocks(weights: Weights, name: str, bits: int, how: Quantization) -> dict[str, NDArray[np.generic]]:
-    return weights.stored(name, f"q{bits}", lambda floats: _blocks(floats, bits, how))
+    size = _block_size(weights, name, how)
+    return weights.stored(name, f"q{bits}", lambda floats: _blocks(floats, bits, size, how))
 
 
-def _blocks(floats: NDArray[np.float32], bits: int, how: Quantization) -> dict[str, NDArray[np.generic]]:
+def _blocks(floats: NDArray[np.float32], bits: int, size: int, how: Quantization) -> dict[str, NDArray[np.generic]]:
     made = quantize_blocks(
-        np.ascontiguousarray(floats.T),
-        bits=bits,
-        block_size=_block_size(floats.shape[0], how),
-        symmetric=how.symmetric,
-        method=how.method,
+        np.ascontiguousarray(floats.T), bits=bits, block_size=size, symmetric=how.symmetric, method=how.method
     )
     arrays: dict[str, NDArray[np.generic]] = {f"q{bits}": made.packed, "scales": made.scales}
     if made.zero_points is not None:
@@ -192,14 +193,10 @@ def _blocks(floats: NDArray[np.float32], bits: int, how: Quantization) -> dict[s
     return arrays
 
 
-def _column_matmul(
-    model: ir.Model, node: ir.Node, weights: Weights, quantized: dict[ir.Value, tuple[ir.Value, ir.Value]]
-) -> None:
+def _column_matmul(model: ir.Model, node: ir.Node, weights: Weights, tokens: _Tokens) -> None:
     name, x = _name(node), node.inputs[0]
     assert x is not None
-    if x not in quantized:
-        quantized[x] = _quantize_tokens(model, node, x)
-    values, scales = quantized[x]
+    values, scales = tokens.quantized(x, node)
     arrays = weights.stored(name, "columns", _columns)
     weight, column_scales = (_initializer(model, f"{name}.{part}", array) for part, array in arrays.items())
     # Stored by output, as an embedding needs it; the runtime turns it round once, when it loads the graph.
@@ -225,30 +222,61 @@ def _columns(floats: NDArray[np.float32]) -> dict[str, NDArray[np.generic]]:
     return {"q8": np.ascontiguousarray(made.values.T), "column_scales": made.scales}
 
 
-def _quantize_tokens(model: ir.Model, before: ir.Node, x: ir.Value) -> tuple[ir.Value, ir.Value]:
-    """x `[..., tokens, K]` as uint8 around 128, and each token's scale `[..., tokens, 1]`."""
-    axes = _scalar(model, "last_axis", np.array([-1], np.int64))
-    flat = _scalar(model, "flat", np.array([-1], np.int64))
-    largest = ir.node("ReduceMax", [x, axes], {"keepdims": 1}, name=f"{x.name}/max")
-    smallest = ir.node("ReduceMin", [x, axes], {"keepdims": 1}, name=f"{x.name}/min")
-    negated = ir.node("Neg", [smallest.outputs[0]], name=f"{x.name}/neg")
-    # A token of zeros must not be divided by zero.
-    least = _scalar(model, "least", np.float32(1e-20))
-    magnitude = ir.node("Max", [largest.outputs[0], negated.outputs[0], least], name=f"{x.name}/magnitude")
-    scale = ir.node("Mul", [magnitude.outputs[0], _scalar(model, "step", np.float32(1 / 127))], name=f"{x.name}/scale")
-    vector = ir.node("Reshape", [scale.outputs[0], flat], name=f"{x.name}/scales")
-    shape = ir.node("Shape", [vector.outputs[0]], name=f"{x.name}/shape")
-    zeros = ir.node("Expand", [_scalar(model, "zero", np.uint8(128)), shape.outputs[0]], name=f"{x.name}/zeros")
-    values = ir.node(
-        "QuantizeLinear", [x, vector.outputs[0], zeros.outputs[0]], {"axis": -2}, name=f"{x.name}/quantized"
-    )
-    nodes = [largest, smallest, negated, magnitude, scale, vector, shape, zeros, values]
-    model.graph.insert_before(before, nodes)
-    return values.outputs[0], scale.outputs[0]
+class _Tokens:
+    """Activations of a graph as uint8, each made once, whatever number of weights it meets."""
+
+    def __init__(self, model: ir.Model) -> None:
+        self._model = model
+        self._quantized: dict[ir.Value, tuple[ir.Value, ir.Value]] = {}
+        self._zeros: dict[str, ir.Value] = {}  # by how many tokens there are
+
+    def quantized(self, x: ir.Value, before: ir.Node) -> tuple[ir.Value, ir.Value]:
+        """x `[..., tokens, K]` as uint8 around 128, and each token's scale `[..., tokens, 1]`."""
+        if x not in self._quantized:
+            self._quantized[x] = self._quantize(x, before)
+        return self._quantized[x]
+
+    def _quantize(self, x: ir.Value, before: ir.Node) -> tuple[ir.Value, ir.Value]:
+        model = self._model
+        axes = _scalar(model, "last_axis", np.array([-1], np.int64))
+        flat = _scalar(model, "flat", np.array([-1], np.int64))
+        sizes = ir.node("Abs", [x], name=f"{x.name}/sizes")
+        largest = ir.node("ReduceMax", [sizes.outputs[0], axes], {"keepdims": 1}, name=f"{x.name}/largest")
+        # A token of zeros must not be divided by zero.
+        least = _scalar(model, "least", np.float32(1e-20))
+        magnitude = ir.node("Max", [largest.outputs[0], least], name=f"{x.name}/magnitude")
+        step = _scalar(model, "step", np.float32(1 / 127))
+        scale = ir.node("Mul", [magnitude.outputs[0], step], name=f"{x.name}/scale")
+        vector = ir.node("Reshape", [scale.outputs[0], flat], name=f"{x.name}/scales")
+        model.graph.insert_before(before, [sizes, largest, magnitude, scale, vector])
+        zeros = self._zero_points(x, vector.outputs[0], before)
+        values = ir.node("QuantizeLinear", [x, vector.outputs[0], zeros], {"axis": -2}, name=f"{x.name}/quantized")
+        model.graph.insert_before(before, values)
+        return values.outputs[0], scale.outputs[0]
+
+    def _zero_points(self, x: ir.Value, scales: ir.Value, before: ir.Node) -> ir.Value:
+        """128 for each token, shared by all activations that are known to be of as many tokens."""
+        counts = [str(dim) for dim in (x.shape or [])[:-1] if dim != 1]
+        known = counts[0] if len(counts) == 1 else str(x.name)
+        if known not in self._zeros:
+            shape = ir.node("Shape", [scales], name=f"{x.name}/shape")
+            zero = _scalar(self._model, "zero", np.uint8(128))
+            zeros = ir.node("Expand", [zero, shape.outputs[0]], name=f"{x.name}/zeros")
+            self._model.graph.insert_before(before, [shape, zeros])
+            self._zeros[known] = zeros.outputs[0]
+        return self._zeros[known]
 
 
 def _scalar(model: ir.Model, name: str, value: NDArray[np.generic] | np.generic) -> ir.Value:
     return _initializer(model, f"quantization.{name}", np.asarray(value))
+
+
+def _embed(model: ir.Model, weights: Weights, how: Quantization) -> None:
+    """Look tokens up in the head's own weights, where they are tied."""
+    if how.head_bits == COLUMN_BITS:
+        _embed_from_columns(model, weights)
+    else:
+        _embed_from_blocks(model, weights, how)
 
 
 def _embeddings(model: ir.Model, weights: Weights) -> list[ir.Node]:
@@ -265,9 +293,12 @@ def _embeddings(model: ir.Model, weights: Weights) -> list[ir.Node]:
 
 
 def _embed_from_blocks(model: ir.Model, weights: Weights, how: Quantization) -> None:
-    """Look tokens up in the head's blocks (com.microsoft GatherBlockQuantized)."""
+    """Look tokens up in the head's blocks (com.microsoft GatherBlockQuantized), unless they do not fill their rows."""
     for node in _embeddings(model, weights):
         name = str(weights.head)
+        size = _block_size(weights, name, how)
+        if len(weights.floats[name]) % size:
+            return
         arrays = _stored_blocks(weights, name, how.head_bits, how)
         packed = arrays[f"q{how.head_bits}"]
         inputs: list[ir.Value | None] = [
@@ -280,7 +311,7 @@ def _embed_from_blocks(model: ir.Model, weights: Weights, how: Quantization) -> 
             inputs.append(_initializer(model, f"{name}.zero_points", arrays["zero_points"]))
         settings = {
             "bits": how.head_bits,
-            "block_size": _block_size(len(weights.floats[name]), how),
+            "block_size": size,
             "gather_axis": 0,
             "quantize_axis": 1,
         }
