@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from bento_kv import EngineConfig, EngineMetrics, OnnxDecoderRunnable, RequireApiKey, VerifiedDecoder, openai_app
 from bento_kv.errors import DecoderError, EngineClosedError, OutOfTimeError, QueueFullError, RequestError
 from bento_kv.plan import Exactness
+from bento_kv.server.protocol import MAX_PRIORITY
 
 
 class Arguments(BaseModel):
@@ -27,7 +28,8 @@ class Arguments(BaseModel):
     model: str = Field(
         "demo", description="a Hugging Face directory or hub id, a decoder directory, a store tag, or demo"
     )
-    precision: str = "fp32"
+    precision: str = Field("fp32", description="of the weights: fp32, int8 or int4")
+    kv_cache: str = Field("fp32", description="element type of the KV cache: fp32 or int8")
     max_length: int | None = Field(None, ge=2, description="positions of a slot, prompt and answer together")
     slots: int = Field(16, ge=1, description="requests that decode at the same time")
     threads: int | None = Field(None, ge=1, description="of the model; as many as there are CPUs unless set")
@@ -42,7 +44,10 @@ class Arguments(BaseModel):
     workers: int = Field(1, ge=1, description="processes; they share CPUs, slots and queue")
     event_log: Path | None = Field(None, description="a file for a line of JSON per event of each request")
     exact: Exactness = Field("batch", description="batch or full")
-    prefill_chunk: int = Field(256, ge=3, description="prompt tokens that may stand between two tokens of an answer")
+    prefill_tokens: int = Field(256, ge=3, description="prompt tokens of a step while nobody decodes")
+    prefill_chunk: int = Field(
+        256, ge=3, description="prompt tokens that may stand between two tokens of an answer, prefill_tokens at most"
+    )
     kv_tokens: int | None = Field(None, ge=2, description="positions of the KV cache in memory; by the memory there is")
     prefix_cache: bool = Field(True, description="reuse the keys and values of prompts that begin alike")
     speculation: int = Field(0, ge=0, description="guesses of the next tokens that a step may check for one request")
@@ -57,10 +62,19 @@ class Prompt(bentoml.IODescriptor):
     max_tokens: int | None = Field(None, ge=1)
     temperature: float | None = Field(None, ge=0, le=2)
     seed: int | None = None
+    priority: int = Field(0, ge=-MAX_PRIORITY, le=MAX_PRIORITY, description="lower is more urgent")
+    cache_salt: str | None = Field(
+        None, min_length=1, max_length=256, description="shares cached prefixes with its like"
+    )
 
 
 arguments = bentoml.use_arguments(Arguments)
-decoder = VerifiedDecoder(arguments.model, precision=arguments.precision, max_length=arguments.max_length)
+decoder = VerifiedDecoder(
+    arguments.model,
+    precision=arguments.precision,
+    kv_cache=arguments.kv_cache,
+    max_length=arguments.max_length,
+)
 
 
 def current_runnable() -> OnnxDecoderRunnable:
@@ -92,6 +106,7 @@ class LanguageModel:
             max_queue=arguments.max_queue,
             max_tokens=arguments.max_tokens,
             threads=arguments.threads,
+            prefill_tokens=arguments.prefill_tokens,
             prefill_chunk=arguments.prefill_chunk,
             kv_tokens=arguments.kv_tokens,
             prefix_cache=arguments.prefix_cache,
@@ -112,14 +127,20 @@ class LanguageModel:
 
     @bentoml.api(input_spec=Prompt)
     async def generate(
-        self, prompt: str, max_tokens: int | None, temperature: float | None, seed: int | None
+        self,
+        prompt: str,
+        max_tokens: int | None,
+        temperature: float | None,
+        seed: int | None,
+        priority: int,
+        cache_salt: str | None,
     ) -> AsyncGenerator[str, None]:
         """Answer a prompt, as a stream of text."""
         asked = {"max_tokens": max_tokens, "temperature": temperature, "seed": seed}
         params = replace(self.runnable.defaults, **{name: value for name, value in asked.items() if value is not None})
         begun = False
         try:
-            async for text in self.runnable.stream_text(prompt, params):
+            async for text in self.runnable.stream_text(prompt, params, priority=priority, cache_salt=cache_salt):
                 begun = True
                 yield text
         except RequestError as error:

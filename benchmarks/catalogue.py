@@ -83,14 +83,16 @@ def _hash(files: list[Path]) -> str:
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
-def _ours(precision: str, exact: str) -> Engine:
+def _ours(precision: str, exact: str, kv_cache: str = "fp32") -> Engine:
+    files, name = f"bento_kv-{precision}", f"bento_kv-{precision}-{exact}"
+    if kv_cache != "fp32":
+        files, name = f"{files}-kv_{kv_cache}", f"{name}-kv_{kv_cache}"
     return Engine(
-        name=f"bento_kv-{precision}-{exact}",
+        name=name,
         worker="ours",
         precision=precision,
-        files=f"bento_kv-{precision}",
-        options={"precision": precision, "exact": exact},
-        default=precision != "int8",
+        files=files,
+        options={"precision": precision, "exact": exact, "kv_cache": kv_cache},
     )
 
 
@@ -109,6 +111,7 @@ ENGINES = {
     engine.name: engine
     for engine in (
         *(_ours(precision, exact) for precision in ("int4", "int8", "fp32") for exact in ("batch", "full")),
+        *(_ours(precision, "batch", "int8") for precision in ("int4", "int8")),
         Engine(
             name="bento_kv-growing",
             worker="ours",

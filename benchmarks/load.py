@@ -1,6 +1,6 @@
 """A server under load: every answer checked against what its request gets alone, with latencies, speed and memory.
 
-    python -m benchmarks.load steady [--seconds 60] [--clients 32] [--rate R] [--peer NAME=URL]
+    python -m benchmarks.load steady [--seconds 60] [--clients 32] [--load 0.7] [--peer NAME=URL]
     python -m benchmarks.load storm  [--clients 300]
     python -m benchmarks.load prefix [--users 32] [--turns 10]
 
@@ -25,7 +25,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer
 
 from benchmarks.loading.clients import ask_all, sampling
 from benchmarks.loading.report import differences, summary
@@ -37,6 +37,7 @@ from bento_kv.tokenizer import Tokenizer
 
 HOME = ROOT / "build" / "load"
 RESULTS = ROOT / "benchmarks" / "results"
+CONTEXT = 2048  # positions of a slot, if the model has as many
 FREE_WITHIN = 2.0  # seconds after the last client is gone
 
 Json = dict[str, Any]
@@ -58,9 +59,9 @@ def alone(url: str, asks: Sequence[Ask]) -> list[Json]:
 
 def steady(server: Server, asks: list[Ask], references: list[Json], options: argparse.Namespace) -> Json:
     """Closed loop for the most that there is, then Poisson arrivals below it."""
-    closed = fire(server.url, asks, options.clients, options.seconds / 2)
+    closed = fire(server.url, asks, options.clients, options.closed_seconds)
     most = summary(closed)
-    rate = options.rate or 0.7 * most["requests_per_second"]
+    rate = options.rate or options.load * most["requests_per_second"]
     due = poisson(asks, rate, options.seconds, options.seed)
     numbers = {id(ask.body): number for number, ask in enumerate(asks)}
 
@@ -183,7 +184,7 @@ def engine_alone(directory: Path, asks: list[Ask], options: argparse.Namespace) 
         "clients": options.clients,
         "slots": options.slots,
         "threads": options.threads,
-        "seconds": options.seconds / 2,
+        "seconds": options.closed_seconds,
     }
     command = [sys.executable, "-m", "benchmarks.loading.closed", str(directory)]
     done = subprocess.run(command, input=json.dumps(spec), capture_output=True, text=True, check=True)
@@ -201,7 +202,7 @@ def peers(server: Server, asks: list[Ask], decode: Any, options: argparse.Namesp
                     target.url,
                     plain(asks, target.model()[0], options.peer_path, decode),
                     options.clients,
-                    options.seconds,
+                    options.closed_seconds,
                 )
             )
             for target in (server, Server(url.rstrip("/")))
@@ -212,7 +213,14 @@ def peers(server: Server, asks: list[Ask], decode: Any, options: argparse.Namesp
 
 
 def server_arguments(source: str, options: argparse.Namespace) -> list[str]:
-    given = {"model": source, "slots": options.slots, "threads": options.threads, "workers": options.workers}
+    given = {
+        "model": source,
+        "precision": options.precision,
+        "max_length": options.max_length,
+        "slots": options.slots,
+        "threads": options.threads,
+        "workers": options.workers,
+    }
     return [*(f"{name}={value}" for name, value in given.items()), "max_queue=1024", *options.arg]
 
 
@@ -221,6 +229,7 @@ def run(options: argparse.Namespace) -> Json:
     source = {"small": str(small_llama(HOME / "small-llama")), "demo": "demo"}.get(options.model, options.model)
     home = demo.path() if source == "demo" else Path(source)
     tokenizer, vocab_size = Tokenizer(home), len(AutoTokenizer.from_pretrained(home))
+    options.max_length = min(CONTEXT, AutoConfig.from_pretrained(home).max_position_embeddings)
     if options.mode == "prefix":
         return compare_prefixes(source, tokenizer.decode, vocab_size, options)
     with serving(HOME, *server_arguments(source, options)) as server:
@@ -229,19 +238,20 @@ def run(options: argparse.Namespace) -> Json:
         references = alone(server.url, asks)
         if options.mode == "storm":
             return storm(server, asks, references, options)
-        outcome = {"engine_alone": engine_alone(decoder_of(source), asks, options)}
+        outcome = {"engine_alone": engine_alone(decoder_of(source, options), asks, options)}
         outcome |= steady(server, asks, references, options)
         served, most = outcome["closed_loop"]["tokens_per_second"], outcome["engine_alone"]["tokens_per_second"]
         outcome["served_over_engine"] = round(served / most, 3)
+        outcome["arrivals_over_closed_loop"] = round(outcome["poisson"]["tokens_per_second"] / served, 3)
         outcome["peers"] = peers(server, asks, tokenizer.decode, options)
         return outcome
 
 
-def decoder_of(source: str) -> Path:
+def decoder_of(source: str, options: argparse.Namespace) -> Path:
     """The directory of the decoder that the server made of a source."""
     from bento_kv.store import get, store_name
 
-    return Path(get(store_name(source, "fp32", None)).path)
+    return Path(get(store_name(source, options.precision, "fp32", options.max_length)).path)
 
 
 def main() -> None:
@@ -250,9 +260,12 @@ def main() -> None:
     parser.add_argument(
         "--model", default="small", help="small (a random Llama of 2048 positions), demo, or a directory"
     )
+    parser.add_argument("--precision", default="fp32", help="of the server's weights")
     parser.add_argument("--seconds", type=float, default=60.0)
     parser.add_argument("--clients", type=int, help="32; 300 in a storm")
-    parser.add_argument("--rate", type=float, help="requests a second; 0.7 of the closed loop's unless set")
+    parser.add_argument("--closed-seconds", type=float, default=60.0, help="of each closed loop")
+    parser.add_argument("--load", type=float, default=0.7, help="of the arrivals, as a part of the closed loop's rate")
+    parser.add_argument("--rate", type=float, help="the arrivals' requests a second, instead")
     parser.add_argument("--distinct", type=int, default=48, help="different requests")
     parser.add_argument("--slots", type=int, default=16)
     parser.add_argument("--threads", type=int, default=2)

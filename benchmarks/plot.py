@@ -15,12 +15,14 @@ from benchmarks.shapes import SHAPES
 
 matplotlib.rcParams["svg.hashsalt"] = "bento_kv"  # the same record gives the same file
 
-# Ours in warm colours, `full` dashed; peers in cold ones.
+# Ours in warm colours, `full` dashed, an int8 cache dashed and dotted; peers in cold ones.
 STYLE = {
     "bento_kv-int4-batch": ("#d62728", "-"),
     "bento_kv-int4-full": ("#d62728", "--"),
+    "bento_kv-int4-batch-kv_int8": ("#d62728", "-."),
     "bento_kv-int8-batch": ("#ff7f0e", "-"),
     "bento_kv-int8-full": ("#ff7f0e", "--"),
+    "bento_kv-int8-batch-kv_int8": ("#ff7f0e", "-."),
     "bento_kv-fp32-batch": ("#bc8f00", "-"),
     "bento_kv-fp32-full": ("#bc8f00", "--"),
     "llama.cpp": ("#1f77b4", "-"),

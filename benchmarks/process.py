@@ -92,6 +92,21 @@ class WorkerProcess:
             self._process.wait()
 
 
+_LOOK = 0.05  # seconds, five of the clock's ticks
+_MOST_TICKS = 1
+
+
+def rest(worker: WorkerProcess, patience: float = 2.0) -> None:
+    """Wait until a worker's threads, which may spin for a moment after their work, leave the cores to the next engine."""
+    tick = 1 / os.sysconf("SC_CLK_TCK")
+    deadline = time.monotonic() + patience
+    while worker.alive and time.monotonic() < deadline:
+        before = worker.cpu_seconds()
+        time.sleep(_LOOK)
+        if worker.cpu_seconds() - before <= _MOST_TICKS * tick:
+            return
+
+
 def idle_load(worker: WorkerProcess, seconds: float = 1.0) -> float:
     """What share of a core a worker uses while it is asked nothing: threads that spin would slow the others."""
     time.sleep(0.5)  # they may spin for a moment after their work

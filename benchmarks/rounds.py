@@ -1,4 +1,7 @@
-"""Engines in turns: every round measures each of them once, in an order that turns too, so that all meet the same noise."""
+"""Engines in turns: every round measures each of them once, in an order drawn anew, so that all meet the same noise.
+
+An order that only turned would leave each engine behind the same other one, with what that one leaves in the caches.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Protocol
 
-from benchmarks.process import WorkerError, WorkerProcess
+from benchmarks.process import WorkerError, WorkerProcess, rest
 from benchmarks.results import Cell, Record, Row
 from benchmarks.shapes import Shape
 
@@ -67,6 +70,7 @@ class Rounds:
                 )
             elif self._try(worker, cell, lambda worker: worker.seconds("fill", **self._filling(cell))) is not None:
                 ready.append(worker)
+            rest(worker)
         self._measure(ready, cell, lambda worker, turn: worker.seconds("decode", steps=cell.steps))
 
     def _filling(self, cell: Cell) -> dict[str, int]:
@@ -90,10 +94,11 @@ class Rounds:
         spent = dict.fromkeys(seconds, 0.0)
         going = list(workers)
         for turn in range(self._rounds + 1):  # the first warms up
-            for worker in going[turn % len(going) :] + going[: turn % len(going)] if going else []:
+            for worker in random.Random(turn).sample(going, len(going)):
                 name = worker.engine.name
                 began = time.perf_counter()
                 taken = self._try(worker, cell, partial(measure, turn=turn))
+                rest(worker)
                 spent[name] += time.perf_counter() - began
                 if taken is None:
                     going = [other for other in going if other is not worker]

@@ -114,13 +114,17 @@ class OnnxDecoderRunnable(Runnable):
         return self.manifest.vocab_size
 
     @Runnable.method
-    async def generate(self, prompt: Prompt, params: SamplingParams | None = None) -> AsyncGenerator[StepOutput, None]:
+    async def generate(
+        self, prompt: Prompt, params: SamplingParams | None = None, *, priority: int = 0, cache_salt: str | None = None
+    ) -> AsyncGenerator[StepOutput, None]:
         """Answer token by token.
 
         Args:
             prompt: a text (what a user says, if the model has a chat template), chat messages, or token ids.
             params: how to choose tokens; the model's own defaults unless given. The model's end-of-sequence ids end an
                 answer in any case that `stop_token_ids` names them, as the defaults do.
+            priority: lower is more urgent.
+            cache_salt: cached prefixes are shared with requests of the same salt only.
 
         Yields:
             Events; the last has a finish reason.
@@ -129,18 +133,22 @@ class OnnxDecoderRunnable(Runnable):
             RequestError, QueueFullError, EngineClosedError: the request is not accepted.
         """
         ids = self.tokenizer.encode_prompt(prompt)
-        async with open_stream(self.engine, ids, params or self.defaults) as stream:
+        asked = params or self.defaults
+        async with open_stream(self.engine, ids, asked, priority=priority, cache_salt=cache_salt) as stream:
             async for output in stream:
                 yield output
 
-    async def stream_text(self, prompt: Prompt, params: SamplingParams | None = None) -> AsyncGenerator[str, None]:
+    async def stream_text(
+        self, prompt: Prompt, params: SamplingParams | None = None, *, priority: int = 0, cache_salt: str | None = None
+    ) -> AsyncGenerator[str, None]:
         """The answer's text, piece by piece; arguments and errors as `generate`.
 
         Raises:
             DecoderError: it failed or was aborted on the way.
             OutOfTimeError: it was not begun in the time that the engine gives it.
         """
-        async with contextlib.aclosing(self.generate(prompt, params)) as outputs:
+        answer = self.generate(prompt, params, priority=priority, cache_salt=cache_salt)
+        async with contextlib.aclosing(answer) as outputs:
             async for output in outputs:
                 if output.text:
                     yield output.text
@@ -150,9 +158,12 @@ class OnnxDecoderRunnable(Runnable):
                     raise DecoderError(output.error or "the request was aborted because the engine shut down")
 
     @Runnable.method
-    async def complete(self, prompt: Prompt, params: SamplingParams | None = None) -> str:
+    async def complete(
+        self, prompt: Prompt, params: SamplingParams | None = None, *, priority: int = 0, cache_salt: str | None = None
+    ) -> str:
         """The whole answer as text; arguments and errors as `stream_text`."""
-        return "".join([text async for text in self.stream_text(prompt, params)])
+        pieces = self.stream_text(prompt, params, priority=priority, cache_salt=cache_salt)
+        return "".join([text async for text in pieces])
 
     def close(self, *, timeout: float | None = None) -> None:
         """Refuse new requests, let the accepted ones finish for `timeout` seconds, stop the engine."""

@@ -74,6 +74,7 @@ def save_model(name: str, directory: str | Path, *, metadata: Mapping[str, str |
         "weights_sha256": manifest.source.weights_sha256,
         "architecture": manifest.architecture,
         "precision": manifest.precision,
+        "kv_cache": manifest.kv_cache,
         "max_length": manifest.max_length,
         "manifest_sha256": record.manifest_sha256,
         "bento_kv": manifest.versions["bento-kv"],
@@ -170,6 +171,7 @@ class VerifiedDecoder(BentoModel):  # type: ignore[misc] # BentoML loads it lazi
         source: a Hugging Face model directory, a hub id, `demo`; or a decoder directory or a model store tag, which are
             taken as they are if they are proven.
         precision: of the weights.
+        kv_cache: element type of the cache, `fp32` or `int8`.
         max_length: positions of a slot, prompt and answer together; the model's own limit unless set. A decoder that is
             taken as it is has to have as many; `EngineConfig.max_length` makes slots shorter.
         name: in the model store; made from the source unless given.
@@ -177,13 +179,22 @@ class VerifiedDecoder(BentoModel):  # type: ignore[misc] # BentoML loads it lazi
 
     source: str = ""
     precision: str = "fp32"
+    kv_cache: str = "fp32"
     max_length: int | None = None
 
     def __init__(
-        self, source: str, *, precision: str = "fp32", max_length: int | None = None, name: str | None = None
+        self,
+        source: str,
+        *,
+        precision: str = "fp32",
+        kv_cache: str = "fp32",
+        max_length: int | None = None,
+        name: str | None = None,
     ) -> None:
-        tag = name or store_name(source, precision, max_length)
-        self.__attrs_init__(tag=tag, source=source, precision=precision, max_length=max_length)  # type: ignore[call-arg] # the inherited field
+        tag = name or store_name(source, precision, kv_cache, max_length)
+        self.__attrs_init__(  # type: ignore[call-arg] # the inherited field
+            tag=tag, source=source, precision=precision, kv_cache=kv_cache, max_length=max_length
+        )
 
     def to_info(self, alias: str | None = None) -> Any:
         """What goes into `bento.yaml`: the exact version, under an alias that `resolve` finds inside the bento.
@@ -221,7 +232,7 @@ class VerifiedDecoder(BentoModel):  # type: ignore[misc] # BentoML loads it lazi
     @property
     def _alias(self) -> str:
         # Two models of one name, of different owners, may be in one bento.
-        asked = f"{self.source}|{self.precision}|{self.max_length}"
+        asked = f"{self.source}|{self.precision}|{self.kv_cache}|{self.max_length}"
         return f"bento_kv.{self.tag.name}.{hashlib.sha256(asked.encode()).hexdigest()[:8]}"
 
     def _packed(self) -> bentoml.Model | None:
@@ -246,8 +257,12 @@ class VerifiedDecoder(BentoModel):  # type: ignore[misc] # BentoML loads it lazi
 
     def _insist(self, manifest: Manifest) -> None:
         """A decoder that is taken as it is has to be what was asked for."""
-        if manifest.precision != self.precision:
-            raise SourceError(f"{self.source} is {manifest.precision}, not {self.precision}; export it again")
+        for what, has, asked in (
+            ("precision", manifest.precision, self.precision),
+            ("KV cache", manifest.kv_cache, self.kv_cache),
+        ):
+            if has != asked:
+                raise SourceError(f"{self.source}: its {what} is {has}, not {asked}; export it again")
         if self.max_length is not None and self.max_length > manifest.max_length:
             raise SourceError(
                 f"{self.source} was exported for {manifest.max_length} positions, not {self.max_length}; export it again"
@@ -268,7 +283,12 @@ class VerifiedDecoder(BentoModel):  # type: ignore[misc] # BentoML loads it lazi
     def _is_mine(self, facts: Mapping[str, Any]) -> bool:
         from bento_kv import __version__
 
-        asked = {"precision": self.precision, "asked_max_length": self.max_length or 0, "bento_kv": __version__}
+        asked = {
+            "precision": self.precision,
+            "kv_cache": self.kv_cache,
+            "asked_max_length": self.max_length or 0,
+            "bento_kv": __version__,
+        }
         if any(facts.get(key) != value for key, value in asked.items()):
             return False
         if self.source != DEMO and not Path(self.source).expanduser().is_dir():
@@ -292,7 +312,14 @@ class VerifiedDecoder(BentoModel):  # type: ignore[misc] # BentoML loads it lazi
         with tempfile.TemporaryDirectory(prefix="bento_kv-") as folder:
             directory = Path(folder) / "decoder"
             logger.info("Making a decoder of %s; it is stored as %s and made once.", self.source, self.tag)
-            export(self.source, directory, precision=self.precision, max_length=self.max_length, progress=_say)
+            export(
+                self.source,
+                directory,
+                precision=self.precision,
+                kv_cache=self.kv_cache,
+                max_length=self.max_length,
+                progress=_say,
+            )
             logger.info("Proving it.")
             record = prove(directory, lambda manifest: TorchReference(self.source, manifest), progress=_say)
             model = save_model(str(self.tag), directory, metadata={"asked_max_length": self.max_length or 0})
@@ -310,10 +337,11 @@ def _refusing() -> Iterator[None]:
         raise RefusedDecoder(str(error)) from error
 
 
-def store_name(source: str, precision: str, max_length: int | None) -> str:
+def store_name(source: str, precision: str, kv_cache: str, max_length: int | None) -> str:
     """A name that the model store takes: lower case, no slashes, one for each way to make a decoder of the source."""
     stem = re.sub(r"[^a-z0-9._-]+", "-", source.rstrip("/").split("/")[-1].lower()).strip("-._") or "decoder"
-    return "-".join(["bento-kv", stem, precision, *([str(max_length)] if max_length else [])])
+    ways = [*([f"kv-{kv_cache}"] if kv_cache != "fp32" else []), *([str(max_length)] if max_length else [])]
+    return "-".join(["bento-kv", stem, precision, *ways])
 
 
 def _say(what: str) -> None:

@@ -92,7 +92,13 @@ def prepare() -> None:
         export_growing(argument("source"), target / "model.onnx")
         adopt(target, argument("source"))
     else:
-        export(argument("source"), target, precision=argument("precision"), max_length=POSITIONS)
+        export(
+            argument("source"),
+            target,
+            precision=argument("precision"),
+            kv_cache=argument("kv_cache"),
+            max_length=POSITIONS,
+        )
 
 
 if __name__ == "__main__":

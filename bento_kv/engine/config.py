@@ -36,8 +36,8 @@ class EngineConfig:
         max_tokens: cap on the tokens that one request may generate; none unless set.
         threads: threads of the model; as many as this process has CPUs unless set.
         prefill_tokens: prompt tokens that share one step while nobody decodes; longer prompts are computed in chunks.
-        prefill_chunk: the same while somebody decodes: between two tokens of an answer stand one decode step and at most
-            so many prompt tokens. Lower is smoother, higher is sooner at the first token.
+        prefill_chunk: the same while somebody decodes, `prefill_tokens` at most: between two tokens of an answer stand one
+            decode step and at most so many prompt tokens. Lower is smoother, higher is sooner at the first token.
         priority_places: places in the queue that a level of a request's `priority` is worth.
         kv_tokens: positions of the KV cache that may be in memory, by what running requests may use (each its prompt and
             its `max_tokens`, or the rest of the context if it does not say) and cached prefixes together; those of all

@@ -62,6 +62,6 @@ def _sequences(tokenizer: Any, vocab_size: int, length: int) -> list[Sequence[in
     """Some code and prose, and tokens at random, which leave no channel idle."""
     rng = np.random.default_rng(7)
     texts = [inspect.getsource(module) for module in (errors, plan)]
-    found: list[Sequence[int]] = [tokenizer(text)["input_ids"][:length] for text in texts]
+    found: list[Sequence[int]] = [tokenizer(text, truncation=True, max_length=length)["input_ids"] for text in texts]
     found += [rng.integers(0, vocab_size, length).tolist() for _ in range(_RANDOM)]
     return [ids for ids in found if ids]

@@ -95,8 +95,9 @@ def test_the_proof_is_served_and_counted(server: Server, client: openai.OpenAI) 
     assert 'bento_kv_request_success_total{finished_reason="stop"}' in metrics
 
 
-def test_the_native_endpoint_streams_text(server: Server) -> None:
-    with httpx.stream("POST", f"{server.url}/generate", json={"prompt": SUM}, timeout=60) as response:
+@pytest.mark.parametrize("more", [{}, {"priority": -1, "cache_salt": "mine"}])
+def test_the_native_endpoint_streams_text(server: Server, more: dict[str, object]) -> None:
+    with httpx.stream("POST", f"{server.url}/generate", json={"prompt": SUM, **more}, timeout=60) as response:
         assert response.status_code == 200
         assert "".join(response.iter_text()).strip() == "42"
 
@@ -108,6 +109,7 @@ def test_the_native_endpoint_streams_text(server: Server) -> None:
         ({"prompt": "x" * 2000}, 400, "1024"),
         ({"prompt": "Hi", "max_tokens": 0}, 400, "max_tokens"),
         ({"prompt": "Hi", "top_k": 3}, 400, "top_k"),
+        ({"prompt": "Hi", "priority": 101}, 400, "priority"),
         ({}, 400, "prompt"),
     ],
 )

@@ -10,6 +10,7 @@ from bento_kv.engine.config import EngineConfig
 from bento_kv.engine.engine import Engine
 from bento_kv.engine.observer import EngineStats, NullObserver
 from bento_kv.engine.request import StepOutput
+from bento_kv.plan import StepPlan
 from tests.engine.fakes import Client, FakeDecoder, always, client, letters, run_to_end, to_ids
 
 SONG = "abcdefghijklmnop"
@@ -131,3 +132,61 @@ def test_the_observer_counts_every_token() -> None:
     assert (observer.tokens, observer.generated) == (40, 40)
     # Wrong guesses would count here; all are right, and the last token of an answer is never computed.
     assert max(observer.kv_tokens) <= 40
+
+
+class CountingDrafts(NullObserver):
+    checked = accepted = 0
+
+    def speculation(self, draft_tokens: int, accepted_tokens: int) -> None:
+        self.checked += draft_tokens
+        self.accepted += accepted_tokens
+
+
+def test_the_observer_counts_guesses_and_those_that_were_right() -> None:
+    observer = CountingDrafts()
+    decoder = sing(client("\n", temperature=0, max_tokens=40), observer=observer)
+    assert observer.checked == sum(drafts(decoder)) > 10
+    assert observer.accepted == 40 - len(decoder.plans)  # a step brings one token, and one more for each right guess
+
+
+def test_a_guess_behind_a_wrong_one_does_not_count_as_right() -> None:
+    """The prompt goes on otherwise than the song does: all of the first check's guesses but some are wrong."""
+    observer = CountingDrafts()
+    decoder = sing(client("abcdefzzz\n", temperature=0, max_tokens=12), most=8, observer=observer)
+    assert observer.checked == sum(drafts(decoder))
+    assert observer.accepted == 12 - len(decoder.plans) < observer.checked
+
+
+def test_a_row_that_fails_takes_no_one_with_it_where_others_guess_and_share_a_prefix() -> None:
+    """All have one beginning; the answer of one comes to a letter that no step survives, alone or with others."""
+    beginning = "abcdefghijklmnop" * 2
+
+    def logits(prefix: tuple[int, ...]) -> NDArray[np.float32]:
+        return always(SONG[:7] + "z" if "xx" in letters(prefix) else SONG)(prefix)
+
+    def fail(plan: StepPlan) -> None:
+        if any(token in to_ids("z") for row in plan.rows for token in row.tokens):
+            raise OSError("no step with this")
+
+    def serve(*who: Client) -> FakeDecoder:
+        decoder = FakeDecoder(logits=logits, before_step=fail)
+        engine = Engine(decoder, letters, EngineConfig(speculation=4))
+        for each in who:
+            engine.submit(each.request)
+            engine.step()
+        run_to_end(engine)
+        return decoder
+
+    def ask(name: str, end: str) -> Client:
+        return client(beginning + end + "\n", name, temperature=0, max_tokens=20)
+
+    alone = [ask("0", "a"), ask("1", "b")]
+    for each in alone:
+        serve(each)
+    together = [ask("0", "a"), ask("1", "b")]
+    victim = ask("2", "xx")
+    decoder = serve(together[0], victim, together[1])
+    assert [each.result for each in together] == [each.result for each in alone]
+    assert (victim.text, victim.finish_reason) == (SONG[:7] + "z", "error")
+    assert sum(drafts(decoder)) > 10
+    assert any(move[0] == "copy" for move in decoder.moves)

@@ -67,7 +67,7 @@ class Flaky:
     """A decoder that fails when it is told to; all else is the decoder's own."""
 
     def __init__(self, decoder: Decoder) -> None:
-        self.fails = False
+        self.fails = 0  # steps that are to come, of the next ones
         self.decoder = decoder
 
     def __getattr__(self, name: str) -> object:
@@ -75,7 +75,7 @@ class Flaky:
 
     def step(self, plan: StepPlan) -> object:
         if self.fails:
-            self.fails = False
+            self.fails -= 1
             raise OSError("no model today")
         return self.decoder.step(plan)
 
@@ -134,9 +134,10 @@ class UnderLoad(RuleBasedStateMachine):
         self.engine.step()
         assert client.finish_reason is not None
 
-    @rule()
-    def fail(self) -> None:
-        self.decoder.fails = True
+    @rule(steps=st.integers(1, 4))
+    def fail(self, steps: int) -> None:
+        """One step, which its rows survive when they are tried alone; or some of these trials as well."""
+        self.decoder.fails = steps
 
     @invariant()
     def the_books_agree(self) -> None:
@@ -145,7 +146,7 @@ class UnderLoad(RuleBasedStateMachine):
     def teardown(self) -> None:
         if not hasattr(self, "engine"):
             return
-        self.decoder.fails = False
+        self.decoder.fails = 0
         run_to_end(self.engine)
         stats = self.engine.stats()
         assert (stats.running, stats.waiting, stats.kv_tokens_used, stats.kv_tokens_reserved) == (0, 0, 0, 0)

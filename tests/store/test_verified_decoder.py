@@ -10,6 +10,7 @@ import pytest
 
 import bento_kv
 from bento_kv import VerifiedDecoder
+from bento_kv.manifest import Manifest
 from bento_kv.store import RefusedDecoder, store_name, versions
 from tests.damage import flip_weight_byte
 from tests.zoo import save_model
@@ -29,14 +30,17 @@ def test_made_once_then_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert VerifiedDecoder(str(source)).resolve().tag == first.tag
 
 
-def test_made_again_when_weights_or_length_are_others(tmp_path: Path) -> None:
+def test_made_again_when_weights_length_or_cache_are_others(tmp_path: Path) -> None:
     source = save_model(tmp_path / "again", "llama", seed=1)
     first = VerifiedDecoder(str(source)).resolve()
     save_model(source, "llama", seed=2)
     second = VerifiedDecoder(str(source)).resolve()
     shorter = VerifiedDecoder(str(source), max_length=64).resolve()
-    assert len({str(model.tag) for model in (first, second, shorter)}) == 3
+    smaller = VerifiedDecoder(str(source), kv_cache="int8").resolve()
+    assert len({str(model.tag) for model in (first, second, shorter, smaller)}) == 4
     assert shorter.info.metadata["max_length"] == 64
+    assert Manifest.read(Path(smaller.path)).kv_cache == "int8"
+    assert VerifiedDecoder(str(source), kv_cache="int8").resolve().tag == smaller.tag
 
 
 def test_a_damaged_stored_decoder_is_refused_with_the_remedy(tmp_path: Path) -> None:
@@ -85,8 +89,10 @@ def test_models_of_one_name_are_told_apart(tmp_path: Path) -> None:
 def test_what_is_taken_as_it_is_has_to_be_what_was_asked_for(tiny_decoder: Path) -> None:
     with pytest.raises(RefusedDecoder, match="exported for 128 positions, not 256"):
         VerifiedDecoder(str(tiny_decoder), max_length=256).to_info()
-    with pytest.raises(RefusedDecoder, match="is fp32, not int4"):
+    with pytest.raises(RefusedDecoder, match="its precision is fp32, not int4"):
         VerifiedDecoder(str(tiny_decoder), precision="int4").to_info()
+    with pytest.raises(RefusedDecoder, match="its KV cache is fp32, not int8"):
+        VerifiedDecoder(str(tiny_decoder), kv_cache="int8").to_info()
 
 
 def test_a_damaged_decoder_directory_is_refused(tiny_decoder: Path) -> None:
@@ -111,6 +117,7 @@ def test_a_source_that_is_nowhere(tmp_path: Path) -> None:
     ],
 )
 def test_names_in_the_store(source: str, name: str) -> None:
-    assert store_name(source, "fp32", None) == name
-    assert store_name(source, "fp32", 512) == f"{name}-512"
+    assert store_name(source, "fp32", "fp32", None) == name
+    assert store_name(source, "fp32", "fp32", 512) == f"{name}-512"
+    assert store_name(source, "fp32", "int8", 512) == f"{name}-kv-int8-512"
     bentoml.Tag.from_str(name)

@@ -1,0 +1,92 @@
+"""The group of commands: what becomes of errors, and the options that many commands have.
+
+Exit codes: 0 success; 1 the thing checked is not right; 2 it could not be done.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import click
+
+from bento_kv import __version__
+from bento_kv.errors import BentoKVError, IntegrityError, VerificationError, first_line
+from bento_kv.source import hide_progress_bars
+
+NOT_RIGHT = 1
+NOT_DONE = 2
+
+
+class _Group(click.Group):
+    """Turns our errors into a sentence on stderr and an exit code; `--debug` lets them through."""
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except BentoKVError as error:
+            if ctx.params.get("debug"):
+                raise
+            click.echo(f"Error: {error}", err=True)
+            ctx.exit(NOT_RIGHT if isinstance(error, VerificationError | IntegrityError) else NOT_DONE)
+        except ModuleNotFoundError as error:
+            if ctx.params.get("debug") or error.name not in (
+                "torch",
+                "onnx",
+                "onnxscript",
+                "onnx_ir",
+                "rich",
+                "safetensors",
+                "transformers",
+            ):
+                raise
+            click.echo(f"Error: this needs {error.name}: pip install 'bento-kv[export]'", err=True)
+            ctx.exit(NOT_DONE)
+        except KeyboardInterrupt:
+            click.echo("Interrupted", err=True)
+            ctx.exit(130)
+        except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
+            raise
+        except Exception as error:
+            if ctx.params.get("debug"):
+                raise
+            click.echo(f"Error: {type(error).__name__}: {first_line(error)} (--debug shows where)", err=True)
+            ctx.exit(NOT_DONE)
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(__version__, prog_name="bento-kv")
+@click.option("--debug", is_flag=True, help="Show tracebacks.")
+def main(debug: bool) -> None:  # `debug` is read where errors are caught
+    """Export, prove and serve language models from ONNX on BentoML."""
+    hide_progress_bars()
+    # As an exception, so that what is half done is cleaned up.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+
+
+def as_json_option(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`--json`."""
+    return click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")(function)
+
+
+def threads_option(function: Callable[..., Any]) -> Callable[..., Any]:
+    """`--threads`."""
+    text = "Of the model; as many as there are CPUs unless set."
+    return click.option("--threads", type=click.IntRange(min=1), help=text)(function)
+
+
+def write_page(path: Path, page: str) -> None:
+    """Write what `--html` asks for."""
+    try:
+        path.write_text(page, encoding="utf-8")
+    except OSError as error:
+        raise click.BadParameter(f"{path} cannot be written: {error.strerror}", param_hint="--html") from error
+
+
+def progress(what: str) -> None:
+    """A line on a terminal; nothing in a log or a pipe."""
+    if sys.stderr.isatty():
+        click.echo(f"  {what}", err=True)

@@ -1,0 +1,67 @@
+"""`verify`: the proof of a decoder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from bento_kv.cli.group import NOT_RIGHT, as_json_option, main, progress, threads_option, write_page
+from bento_kv.errors import ManifestError
+
+
+@main.command()
+@click.argument("target")
+@click.option("--reference", help="Where the original weights are; what the manifest names unless given.")
+@click.option("--html", type=click.Path(dir_okay=False, writable=True, path_type=Path), help="Also write a page.")
+@threads_option
+@click.option(
+    "--max-length",
+    type=click.IntRange(min=1),
+    help="Positions of another exporter's decoder; the model's own limit unless set.",
+)
+@as_json_option
+def verify(
+    target: str, reference: str | None, html: Path | None, threads: int | None, max_length: int | None, as_json: bool
+) -> None:
+    """Prove TARGET, a decoder directory or a model store tag, and write its verification.json.
+
+    TARGET may be another exporter's directory too; with --reference, what it was exported from, it gets a manifest.json.
+    """
+    from bento_kv.manifest import MANIFEST_FILE, Manifest
+    from bento_kv.store import locate
+    from bento_kv.verify.parity import TorchReference
+    from bento_kv.verify.proof import prove
+    from bento_kv.verify.report import render, render_html
+
+    directory = locate(target)
+    if not (directory / MANIFEST_FILE).is_file():
+        _adopt(directory, reference, max_length)
+    elif max_length is not None:
+        raise click.BadParameter(
+            f"{directory / MANIFEST_FILE} says it already; remove that file to have it written again",
+            param_hint="--max-length",
+        )
+    record = prove(
+        directory,
+        lambda manifest: TorchReference(reference or manifest.source.id, manifest),
+        threads=threads,
+        progress=progress,
+    )
+    click.echo(record.model_dump_json(by_alias=True) if as_json else render(record), nl=as_json)
+    if html is not None:
+        write_page(html, render_html(record, Manifest.read(directory)))
+    if not record.passed:
+        raise SystemExit(NOT_RIGHT)
+
+
+def _adopt(directory: Path, reference: str | None, max_length: int | None) -> None:
+    from bento_kv.adopt import adopt
+
+    if reference is None:
+        raise ManifestError(
+            f"{directory} has no manifest.json, so it is not of `bento-kv export`. To prove another exporter's decoder, "
+            "say what it was exported from: --reference SOURCE"
+        )
+    manifest = adopt(directory, reference, max_length=max_length)
+    click.echo(f"{directory}: {manifest.architecture}, a growing cache; manifest.json written", err=True)
