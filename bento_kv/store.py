@@ -46,8 +46,8 @@ def check_proof(directory: Path) -> tuple[Manifest, Verification]:
             f"{directory}: its manifest was changed after the proof; run `bento-kv verify` on it again"
         )
     manifest.check_files(directory)
-    if record.golden_limit > GOLDEN_LIMITS[manifest.precision]:
-        raise VerificationError(f"{directory}: golden_limit is wider than its precision, {manifest.precision}, allows")
+    if record.golden_limit > GOLDEN_LIMITS[manifest.coarsest]:
+        raise VerificationError(f"{directory}: golden_limit is wider than its precision, {manifest.coarsest}, allows")
     if not record.passed:
         failed = [check for layer in (record.export, record.loop) for check in layer.checks if not check.passed]
         first = f": {failed[0].id} ({failed[0].explain})" if failed else ""
