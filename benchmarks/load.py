@@ -196,16 +196,17 @@ def peers(server: Server, asks: list[Ask], decode: Any, options: argparse.Namesp
     outcomes: Json = {}
     for peer in options.peer:
         name, _, url = peer.partition("=")
+        theirs_at = Server(url.rstrip("/"))
         own, theirs = (
             summary(
                 fire(
                     target.url,
-                    plain(asks, target.model()[0], options.peer_path, decode),
+                    plain(asks, model or target.model()[0], options.peer_path, decode, whole=options.peer_whole),
                     options.clients,
                     options.closed_seconds,
                 )
             )
-            for target in (server, Server(url.rstrip("/")))
+            for target, model in ((server, None), (theirs_at, options.peer_model))
         )
         ratio = own["tokens_per_second"] / theirs["tokens_per_second"] if theirs["tokens_per_second"] else None
         outcomes[name] = {"ours": own, "theirs": theirs, "ours_over_theirs": ratio}
@@ -276,8 +277,13 @@ def main() -> None:
     parser.add_argument("--without", default="prefix_cache=false", help="prefix: the --arg that turns the cache off")
     parser.add_argument("--arg", action="append", default=[], help="another --arg for the server")
     parser.add_argument("--peer", action="append", default=[], metavar="NAME=URL", help="a server to compare with")
+    parser.add_argument("--peer-model", help="what the peer calls its model; its /v1/models says unless set")
     parser.add_argument("--peer-path", default="/v1/completions", help="or /v1/chat/completions")
+    parser.add_argument(
+        "--peer-whole", action="store_true", help="no streams: for servers that count no tokens in them"
+    )
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--label", help="put into the name of the result's file")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that the server is stopped too
     options.clients = options.clients or (300 if options.mode == "storm" else 32)
@@ -291,7 +297,8 @@ def main() -> None:
         "options": vars(options),
         **outcome,
     }
-    path = RESULTS / f"{datetime.now(UTC):%Y-%m-%d}-load-{options.mode}.json"
+    label = f"-{options.label}" if options.label else ""
+    path = RESULTS / f"{datetime.now(UTC):%Y-%m-%d}-load-{options.mode}{label}.json"
     path.write_text(json.dumps(record, indent=1) + "\n")
     shown = {name: value for name, value in outcome.items() if name != "memory_over_time_mib"}
     print(json.dumps(shown, indent=1))

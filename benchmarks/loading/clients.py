@@ -22,7 +22,7 @@ PATIENCE = 600.0  # seconds for an answer
 
 
 async def one(http: httpx.AsyncClient, ask: dict[str, Any], start: float) -> dict[str, Any]:
-    """Send a request and read its stream. `status` 0 means that there was none."""
+    """Send a request and read its answer. `status` 0 means that there was none."""
     now = time.perf_counter() - start
     record: dict[str, Any] = {"due": now if ask["at"] is None else ask["at"], "sent": now}
     record |= {
@@ -39,8 +39,10 @@ async def one(http: httpx.AsyncClient, ask: dict[str, Any], start: float) -> dic
         async with asyncio.timeout(PATIENCE if ask["leave"] is None else ask["leave"]):
             async with http.stream("POST", ask["path"], json=ask["body"]) as response:
                 record["status"] = response.status_code
-                if response.status_code == 200:
+                if response.status_code == 200 and ask["body"].get("stream"):
                     await _read(response, record, start)
+                elif response.status_code == 200:
+                    _take(json.loads(await response.aread()), record, start)
                 else:
                     record["error"] = (await response.aread()).decode(errors="replace")[:300]
     except TimeoutError:
@@ -50,6 +52,14 @@ async def one(http: httpx.AsyncClient, ask: dict[str, Any], start: float) -> dic
         record["error"] = f"{type(error).__name__}: {error}"
     record["end"] = time.perf_counter() - start
     return record
+
+
+def _take(answer: dict[str, Any], record: dict[str, Any], start: float) -> None:
+    """An answer that came as a whole."""
+    (choice,) = answer["choices"]
+    record["first"] = time.perf_counter() - start
+    record["text"] = choice["text"] if "text" in choice else choice["message"]["content"]
+    record["tokens"], record["finish"] = answer["usage"]["completion_tokens"], choice["finish_reason"]
 
 
 async def _read(response: httpx.Response, record: dict[str, Any], start: float) -> None:

@@ -83,13 +83,13 @@ def mixed(model: str, vocab_size: int, max_length: int, count: int, seed: int) -
     return asks
 
 
-def plain(asks: Sequence[Ask], model: str, path: str, decode: Any) -> list[Ask]:
-    """The same with texts for prompts and fields that every server takes."""
+def plain(asks: Sequence[Ask], model: str, path: str, decode: Any, *, whole: bool) -> list[Ask]:
+    """The same with texts for prompts and fields that every server takes; streams, or whole answers."""
     plain_asks = []
     for ask in asks:
         text = decode(ask.body["prompt"])
         prompt = {"messages": [{"role": "user", "content": text}]} if "chat" in path else {"prompt": text}
-        kept = {name: ask.body[name] for name in ("max_tokens", "stream", "stream_options")}
+        kept = {name: ask.body[name] for name in ("max_tokens", *(() if whole else ("stream", "stream_options")))}
         plain_asks.append(Ask(path, {"model": model, "temperature": 0, **prompt, **kept}))
     return plain_asks
 

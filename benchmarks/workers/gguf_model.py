@@ -1,4 +1,6 @@
-"""A Hugging Face directory of a Llama or Qwen2 shape as a GGUF file, for llama.cpp to quantize.
+"""A Hugging Face directory of a Llama or Qwen2 shape as a GGUF file, for llama.cpp to quantize, or to serve.
+
+    build/peers/llama_cpp/bin/python -m benchmarks.workers.gguf_model DIRECTORY FILE   # to serve: with its vocabulary
 
 Names and layout: llama.cpp's `gguf-py/gguf/constants.py` and `convert_hf_to_gguf.py`, and the GGUF specification in ggml.
 """
@@ -6,6 +8,7 @@ Names and layout: llama.cpp's `gguf-py/gguf/constants.py` and `convert_hf_to_ggu
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import gguf
@@ -27,8 +30,14 @@ LAYER = {
 MODEL = {"embed_tokens": "token_embd", "norm": "output_norm"}  # no head: it is the embedding
 
 
-def write_gguf(source: Path, file: Path) -> None:
-    """Write the model in float32, without a vocabulary: token ids go in and out."""
+def write_gguf(source: Path, file: Path, *, vocabulary: bool = False) -> None:
+    """Write the model in float32.
+
+    Args:
+        source: the directory.
+        file: to write.
+        vocabulary: with the tokens of a byte-level BPE that merges nothing; else token ids go in and out.
+    """
     config = json.loads((source / "config.json").read_text())
     architecture = config["model_type"]
     heads, kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
@@ -43,7 +52,10 @@ def write_gguf(source: Path, file: Path) -> None:
     writer.add_rope_freq_base(config["rope_parameters"]["rope_theta"])
     writer.add_rope_dimension_count(config["hidden_size"] // heads)
     writer.add_vocab_size(config["vocab_size"])
-    writer.add_tokenizer_model("no_vocab")
+    if vocabulary:
+        _add_tokens(writer, source)
+    else:
+        writer.add_tokenizer_model("no_vocab")
     for name, array in load_file(source / "model.safetensors").items():
         if architecture == "llama" and name.endswith(("q_proj.weight", "k_proj.weight")):
             array = _interleaved(array, heads if "q_proj" in name else kv_heads)
@@ -52,6 +64,19 @@ def write_gguf(source: Path, file: Path) -> None:
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()
     writer.close()
+
+
+def _add_tokens(writer: gguf.GGUFWriter, source: Path) -> None:
+    tokenizer = json.loads((source / "tokenizer.json").read_text())
+    plain = {index: (token, gguf.TokenType.NORMAL) for token, index in tokenizer["model"]["vocab"].items()}
+    special = {each["id"]: (each["content"], gguf.TokenType.CONTROL) for each in tokenizer["added_tokens"]}
+    tokens, kinds = zip(*(token for _, token in sorted((plain | special).items())), strict=True)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("default")
+    writer.add_token_list(tokens)
+    writer.add_token_types(kinds)
+    writer.add_token_merges([f"{tokens[0]} {tokens[1]}"])  # two control characters: a list that is empty is refused
+    writer.add_add_bos_token(False)
 
 
 def _name(name: str) -> str:
@@ -66,3 +91,7 @@ def _interleaved(weight: NDArray[np.float32], heads: int) -> NDArray[np.float32]
     """Rows `[heads * head_dim, hidden]` with the two halves of each head interleaved, as llama.cpp rotates pairs here."""
     halves = weight.reshape(heads, 2, -1, weight.shape[1])  # [heads, half, head_dim / 2, hidden]
     return halves.swapaxes(1, 2).reshape(weight.shape)
+
+
+if __name__ == "__main__":
+    write_gguf(Path(sys.argv[1]), Path(sys.argv[2]), vocabulary=True)

@@ -125,3 +125,11 @@ def test_what_is_not_known_is_refused(source: Path, tmp_path: Path) -> None:
         export(str(source), tmp_path / "decoder", precision="int5")
     with pytest.raises(ExportError, match="kv_cache 'fp16' is not one of"):
         export(str(source), tmp_path / "decoder", kv_cache="fp16")
+
+
+def test_zero_points_are_made_once_for_all_layers(source: Path, tmp_path: Path) -> None:
+    """And once for the head, which few of the tokens meet."""
+    export(str(source), tmp_path / "decoder", precision="int8")
+    nodes = onnx.load(tmp_path / "decoder" / "model.onnx", load_external_data=False).graph.node
+    assert len([node for node in nodes if node.op_type == "QuantizeLinear"]) == 2 * 4 + 1
+    assert len([node for node in nodes if node.op_type == "Expand"]) == 2

@@ -256,8 +256,10 @@ class _Tokens:
 
     def _zero_points(self, x: ir.Value, scales: ir.Value, before: ir.Node) -> ir.Value:
         """128 for each token, shared by all activations that are known to be of as many tokens."""
-        counts = [str(dim) for dim in (x.shape or [])[:-1] if dim != 1]
-        known = counts[0] if len(counts) == 1 else str(x.name)
+        counts = [dim for dim in (x.shape or [])[:-1] if dim != 1]
+        tokens = counts[0] if len(counts) == 1 else None
+        named = isinstance(tokens, ir.SymbolicDim) and tokens.value is not None
+        known = str(tokens) if named else f"of {x.name}"
         if known not in self._zeros:
             shape = ir.node("Shape", [scales], name=f"{x.name}/shape")
             zero = _scalar(self._model, "zero", np.uint8(128))
