@@ -50,11 +50,15 @@ def fire(url: str, asks: Sequence[Ask], clients: int, seconds: float | None = No
 
 def alone(url: str, asks: Sequence[Ask]) -> list[Json]:
     """What each request gets when there is no other."""
-    records = sorted(fire(url, asks, clients=1), key=lambda record: record["index"])
+    return _all_whole(fire(url, asks, clients=1))
+
+
+def _all_whole(records: list[Json]) -> list[Json]:
+    """The records in the order of the requests, none of which failed."""
     for record in records:
         if record["error"] is not None or record["status"] != 200:
-            raise SystemExit(f"a request alone fails: {record['status']} {record['error']}")
-    return records
+            raise SystemExit(f"a request fails: {record['status']} {record['error']}")
+    return sorted(records, key=lambda record: record["index"])
 
 
 def steady(server: Server, asks: list[Ask], references: list[Json], options: argparse.Namespace) -> Json:
@@ -136,7 +140,7 @@ def chats(model: str, decode: Any, vocab_size: int, context: int, options: argpa
         history = [*history, {"role": "user", "content": words(turn // 2)}]
         turns.append(chat(history))
         history = [*history, {"role": "assistant", "content": words(turn // 4)}]
-    system = {"role": "system", "content": words(context // 4)}
+    system = {"role": "system", "content": words(context // 2)}
     users = [chat([system, {"role": "user", "content": words(12)}]) for _ in range(options.users)]
     return {"turns": turns, "users": users}
 
@@ -146,7 +150,7 @@ def prefix(server: Server, asks: dict[str, list[Ask]]) -> Json:
     outcome: Json = {}
     for name, own in asks.items():
         before = server.metric("prefix_cache_hit_tokens_total"), server.metric("prefix_cache_query_tokens_total")
-        records = sorted(fire(server.url, own, 1 if name == "turns" else len(own)), key=lambda it: it["index"])
+        records = _all_whole(fire(server.url, own, 1 if name == "turns" else len(own)))
         outcome[name] = {
             **summary(records),
             "first_token_ms_each": [round(1000 * (it["first"] - it["due"]), 2) for it in records],
