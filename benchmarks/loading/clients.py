@@ -82,7 +82,7 @@ async def _read(response: httpx.Response, record: dict[str, Any], start: float) 
             if text:
                 record["text"] += text
                 record["times"].append(time.perf_counter() - start)
-            record["finish"] = choice["finish_reason"] or record["finish"]
+            record["finish"] = choice.get("finish_reason") or record["finish"]
     if not done:
         record["error"] = "the stream ended without [DONE]"
 
