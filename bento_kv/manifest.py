@@ -35,7 +35,7 @@ KvCache = Literal["fp32", "int8"]
 
 # What another machine's kernels may change in a golden logit, relative to the step's largest. Activations rounded to 8 bits
 # make much of little: a value that differs by 1e-6 is in another step now and then.
-GOLDEN_LIMITS: Mapping[Precision, float] = {"fp32": 1e-3, "fp16": 1e-3, "int8": 0.1, "int4": 0.1}
+_GOLDEN_LIMITS: Mapping[Precision, float] = {"fp32": 1e-3, "fp16": 1e-3, "int8": 0.1, "int4": 0.1}
 
 
 class _Record(BaseModel):
@@ -121,6 +121,11 @@ class Manifest(_Record):
         """Of the precisions of weights and cache, the one that decides how close results can come to the source's."""
         return "int8" if self.precision == "fp32" and self.kv_cache == "int8" else self.precision
 
+    @property
+    def golden_limit(self) -> float:
+        """What another machine may change in a golden logit, relative to the step's largest."""
+        return _GOLDEN_LIMITS[self.coarsest]
+
     @model_validator(mode="after")
     def _names_the_graphs(self) -> Self:
         missing = [name for name in self.graphs if name not in self.files]
@@ -201,7 +206,7 @@ class Verification(_Record):
     export: LayerProof
     loop: LayerProof
     golden: tuple[GoldenPrompt, ...]
-    golden_limit: float = Field(le=max(GOLDEN_LIMITS.values()))
+    golden_limit: float = Field(le=max(_GOLDEN_LIMITS.values()))
     machine: dict[str, str]
     versions: dict[str, str]
     created: str

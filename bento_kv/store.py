@@ -18,7 +18,7 @@ from bentoml.exceptions import BentoMLException, NotFound
 from bentoml.models import BentoModel
 
 from bento_kv.errors import BentoKVError, IntegrityError, ManifestError, SourceError, VerificationError, first_line
-from bento_kv.manifest import GOLDEN_LIMITS, MANIFEST_FILE, Manifest, Verification, sha256
+from bento_kv.manifest import MANIFEST_FILE, Manifest, Verification, sha256
 from bento_kv.source import DEMO, ModelSource, hide_progress_bars
 
 MODULE = "bento_kv"
@@ -46,7 +46,7 @@ def check_proof(directory: Path) -> tuple[Manifest, Verification]:
             f"{directory}: its manifest was changed after the proof; run `bento-kv verify` on it again"
         )
     manifest.check_files(directory)
-    if record.golden_limit > GOLDEN_LIMITS[manifest.coarsest]:
+    if record.golden_limit > manifest.golden_limit:
         raise VerificationError(f"{directory}: golden_limit is wider than its precision, {manifest.coarsest}, allows")
     if not record.passed:
         failed = [check for layer in (record.export, record.loop) for check in layer.checks if not check.passed]

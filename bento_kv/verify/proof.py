@@ -13,7 +13,7 @@ from typing import Protocol
 
 from bento_kv import manifest as contract
 from bento_kv.errors import DecoderError
-from bento_kv.manifest import Check, GoldenPrompt, LayerProof, Manifest, Precision, Verification
+from bento_kv.manifest import Check, GoldenPrompt, LayerProof, Manifest, Verification
 from bento_kv.runtime.golden import record_golden
 from bento_kv.runtime.open import Decoder
 from bento_kv.runtime.session import available_cpus
@@ -77,7 +77,7 @@ def prove(
             compared = any(check.id == "decode-logits" for check in book.checks["export"])
             failed = Check(id="runs", passed=False, measured=None, limit=None, explain=str(error))
             book.checks["loop" if compared else "export"].append(failed)
-    record = book.close(contract.sha256(directory / contract.MANIFEST_FILE), manifest.coarsest)
+    record = book.close(contract.sha256(directory / contract.MANIFEST_FILE), manifest.golden_limit)
     record.write(directory)
     return record
 
@@ -126,7 +126,7 @@ class _Book:
         found = work()
         self.checks[layer].extend([found] if isinstance(found, Check) else found)
 
-    def close(self, manifest_sha256: str, precision: Precision) -> Verification:
+    def close(self, manifest_sha256: str, golden_limit: float) -> Verification:
         layers = {name: _layer(checks) for name, checks in self.checks.items()}
         passed = all(proof.passed for proof in layers.values())
         return Verification(
@@ -135,7 +135,7 @@ class _Book:
             export=layers["export"],
             loop=layers["loop"],
             golden=self.golden if passed else (),
-            golden_limit=contract.GOLDEN_LIMITS[precision],
+            golden_limit=golden_limit,
             machine=contract.machine(),
             versions=contract.versions_of(_PACKAGES),
             created=datetime.now(UTC).isoformat(timespec="seconds"),

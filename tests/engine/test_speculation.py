@@ -150,7 +150,7 @@ def test_the_observer_counts_guesses_and_those_that_were_right() -> None:
 
 
 def test_a_guess_behind_a_wrong_one_does_not_count_as_right() -> None:
-    """The prompt goes on otherwise than the song does: all of the first check's guesses but some are wrong."""
+    """The prompt goes on otherwise than the song does, so the first check's guesses are wrong from some place on."""
     observer = CountingDrafts()
     decoder = sing(client("abcdefzzz\n", temperature=0, max_tokens=12), most=8, observer=observer)
     assert observer.checked == sum(drafts(decoder))
