@@ -24,10 +24,10 @@ DATA_FILE = "model.onnx.data"
 MANIFEST_FILE = "manifest.json"
 VERIFICATION_FILE = "verification.json"
 
-
-# Positions that a slot's buffer has beyond those that it may use: where a row's last token is repeated, its copy lands
-# there. The export's tables are as long as the buffer.
-SPARE = 1
+# Inputs of a graph that takes the query heads that share keys as queries of one head, where a step has one token a row:
+# whether this step does, and what hides the newest key's copies, `[rows, 1, group, max_length]`.
+GROUPED = "grouped"
+GROUP_BIAS = "group_bias"
 
 Layout = Literal["in-place", "growing"]
 Precision = Literal["fp32", "fp16", "int8", "int4"]
@@ -122,6 +122,16 @@ class Manifest(_Record):
         return "int8" if self.precision == "fp32" and self.kv_cache == "int8" else self.precision
 
     @property
+    def group(self) -> int:
+        """Query heads that share keys, where the graphs can take them as queries of one head; 1 where they cannot."""
+        return next((int(spec.shape[2]) for spec in self.inputs if spec.name == GROUP_BIAS), 1)
+
+    @property
+    def spare(self) -> int:
+        """Positions that a slot's buffer has beyond those that it may use; see `spare_positions`."""
+        return spare_positions(self.group)
+
+    @property
     def golden_limit(self) -> float:
         """What another machine may change in a golden logit, relative to the step's largest."""
         return _GOLDEN_LIMITS[self.coarsest]
@@ -158,6 +168,11 @@ class Manifest(_Record):
                 raise IntegrityError(
                     f"{path} was changed after the export: its sha256 is not the manifest's. Export the decoder again."
                 )
+
+
+def spare_positions(group: int) -> int:
+    """Positions beyond a row's last one that a step may write to: copies of its newest token, which nothing reads."""
+    return max(1, group - 1)
 
 
 class Check(_Record):

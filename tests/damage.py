@@ -10,6 +10,7 @@ from typing import Any
 import onnx
 
 from bento_kv.manifest import MANIFEST_FILE, MODEL_FILE, hash_files
+from bento_kv.onnx_file import nested_graphs
 
 
 def change_graph(
@@ -33,8 +34,18 @@ def change_graph(
         path.write_text(json.dumps(document))
 
 
-def attention_nodes(model: onnx.ModelProto) -> list[onnx.NodeProto]:
-    return [node for node in model.graph.node if node.op_type == "GroupQueryAttention"]
+def attention_nodes(model: onnx.ModelProto, layer: int | None = None) -> list[onnx.NodeProto]:
+    """The attention of every layer, or of one, in each form that the graph has of it."""
+    nodes = [
+        node for graph in nested_graphs(model.graph) for node in graph.node if node.op_type == "GroupQueryAttention"
+    ]
+    return [node for node in nodes if layer is None or node.input[3] == f"past_key_values.{layer}.key"]
+
+
+def set_attention(model: onnx.ModelProto, layer: int, name: str, value: Any) -> None:
+    """An attribute of a layer's attention, in each form."""
+    for node in attention_nodes(model, layer):
+        set_attribute(node, name, value)
 
 
 def set_attribute(node: onnx.NodeProto, name: str, value: Any) -> None:

@@ -19,6 +19,7 @@ from bento_kv import manifest as contract
 from bento_kv.errors import ExportError
 from bento_kv.export.graph import clean_up, optimize
 from bento_kv.export.graph.cache import quantize_cache
+from bento_kv.export.graph.grouped import group_queries
 from bento_kv.export.graph.origins import Origins
 from bento_kv.export.graph.projections import fold_transposes
 from bento_kv.export.graph.quantized import Quantization, Weights, use_blocks, use_columns
@@ -59,7 +60,7 @@ def export(
         directory: where to; it appears when it is complete.
         precision: of the weights: `fp32`; `int8`, one graph, which computes fastest for many rows; `int4`, a graph of
             int4 weights that reads the least for few rows, and one of int8 weights for prompts.
-        quantization: how `int4` stores its weights.
+        quantization: how `int4` stores its weights; the others have one way.
         kv_cache: element type of the cache, `fp32` or `int8`: a quarter of the memory, less to read when decoding, more
             to compute in prompts.
         max_length: positions of a slot; the model's own limit unless set.
@@ -73,6 +74,8 @@ def export(
     """
     known = _one_of("precision", precision, PRECISIONS)
     elements = _one_of("kv_cache", kv_cache, KV_CACHES)
+    if quantization is not None and known != "int4":
+        raise ExportError(f"how weights are quantized can be chosen for precision int4, not for {known}")
     newest = onnx.defs.onnx_opset_version()
     if not MIN_OPSET <= opset <= newest:
         raise ExportError(
@@ -95,11 +98,14 @@ def export(
         # Only what is quantized has to be found again.
         sought = () if known == "fp32" else model.named_parameters()
         origins = Origins({name: each.detach().numpy() for name, each in sought if each.ndim == 2})
-        passes = optimize(graph, length, origins)
+        passes = optimize(graph, length, length + contract.spare_positions(facts.group), origins)
         if elements == "int8":
             progress("finding the ranges of keys and values")
             quantize_cache(graph, cache_scales(model, tokenizer, length))
         graphs, weights = _quantized(graph, known, quantization or Quantization(), origins, progress)
+        for each in graphs.values():
+            passes["group_queries"] = group_queries(each)
+            clean_up(each)
         progress("writing weights")
         save(graphs, staging, contract.DATA_FILE)
         write_companions(found, tokenizer, generation, staging)
@@ -155,8 +161,6 @@ def _quantized(
         use_columns(prefill, weights, how)
         use_blocks(graph, weights, how)
         graphs = {PREFILL_FILE: prefill, **graphs}
-    for each in graphs.values():
-        clean_up(each)
     return graphs, weights.origins
 
 

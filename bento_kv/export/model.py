@@ -28,12 +28,14 @@ class Survey:
 
     Attributes:
         layers: geometry of the cache, by layer.
+        group: query heads that share keys, the most of all layers.
         vocab_size: width of the logits.
         max_length: positions that the model was made for.
         rotations: what the operator shall turn, by call of a rotary function; see `attention.Observations`.
     """
 
     layers: tuple[LayerGeometry, ...]
+    group: int
     vocab_size: int
     max_length: int
     rotations: tuple[Rotary | None, ...]
@@ -149,7 +151,8 @@ def survey(model: PreTrainedModel) -> Survey:
                 f"({type(error).__name__}: {first_line(error)})"
             ) from error
     layers = _geometry(name, config.num_hidden_layers, found.shapes)
-    return Survey(layers, logits.shape[-1], max_positions(config), tuple(found.rotations))
+    group = max(shape.query_heads // shape.kv_heads for shape in found.shapes.values())
+    return Survey(layers, group, logits.shape[-1], max_positions(config), tuple(found.rotations))
 
 
 def _geometry(name: str, layers: int, found: dict[int, attention.AttentionShape]) -> tuple[LayerGeometry, ...]:

@@ -11,10 +11,14 @@ from numpy.typing import NDArray
 from bento_kv.errors import DecoderError, ManifestError
 from bento_kv.manifest import Manifest
 from bento_kv.plan import Exactness, StepPlan, StepRow
+from bento_kv.runtime.group_bias import GroupBias
 from bento_kv.runtime.kv_cache import InPlaceCache
 from bento_kv.runtime.packed_session import PackedSession
 from bento_kv.runtime.plans import check_plan
-from bento_kv.runtime.session import open_session
+from bento_kv.runtime.session import available_cpus, open_session
+
+# Query heads that share keys, from which on grouping them is faster than the kernel for single queries.
+_LARGE_GROUP = 5
 
 
 class OnnxDecoder:
@@ -28,7 +32,7 @@ class OnnxDecoder:
         slots: rows of the cache.
         max_length: positions of a row; the manifest's unless set.
         exact: in mode `full` rows of one token meet the same arithmetic as all others, so that any split of a sequence
-            into steps gives the same bits; in mode `batch` they take a faster way of their own.
+            into steps gives the same bits; in mode `batch` they may take a faster way of their own.
         threads: of a step; as many as this process has CPUs unless set.
         providers: execution providers; the CPU's unless set.
 
@@ -62,13 +66,19 @@ class OnnxDecoder:
             )
         self.exact = exact
         dtype = np.int8 if self.manifest.kv_cache == "int8" else np.float32
-        self.cache = InPlaceCache(self.manifest.layers, slots, length, dtype)
+        self.cache = InPlaceCache(self.manifest.layers, slots, length, dtype, spare=self.manifest.spare)
+        bias = GroupBias(slots, self.manifest.group, self.cache.capacity) if self.manifest.group > 1 else None
+        self._grouped = self._groups(threads or available_cpus())
         # In mode `full` one graph computes everything, since another's weights would give other bits.
         files = self.manifest.graphs if exact == "batch" else self.manifest.graphs[-1:]
         even = self.manifest.precision == "int4"
         graphs = [
             PackedSession(
-                open_session(directory / file, threads=threads, providers=providers), self.cache, vocab_size, even=even
+                open_session(directory / file, threads=threads, providers=providers),
+                self.cache,
+                vocab_size,
+                bias,
+                even=even,
             )
             for file in files
         ]
@@ -134,8 +144,8 @@ class OnnxDecoder:
     def _runs(self, rows: Sequence[StepRow]) -> list[list[StepRow]]:
         """The plan's rows, in one run of a graph if possible.
 
-        In mode `batch`, rows that continue and rows of prompts meet different graphs, perhaps, and those of one query
-        another kernel than others: none of them may share a run. And the operator pads every row to the widest one and
+        In mode `batch`, rows that continue and rows of prompts meet different graphs, perhaps, and those of one token
+        another form of the attention than others: none of them may share a run. And the operator pads every row to the widest one and
         wants the padding to fit behind the row's past, though it writes nothing there: a row near its slot's end
         cannot be in one run with a much wider one.
         """
@@ -149,23 +159,37 @@ class OnnxDecoder:
                 runs.append([row])
         return runs
 
-    def _kind(self, row: StepRow) -> tuple[bool, bool] | None:
-        return None if self.exact == "full" else (row.decodes, len(row.tokens) == 1)
+    def _kind(self, row: StepRow) -> tuple[bool, bool]:
+        return row.decodes and self.exact == "batch", self._queries(row) == 1
 
     def _run(self, rows: Sequence[StepRow], displaced: int) -> NDArray[np.float32]:
         """One run of a graph: logits `[sum(row.logits for row in rows), vocab_size]`, in the order of the rows."""
         graph = self._continuations if rows[0].decodes else self._prompts
-        logits = graph.run(rows, [self._queries(row) for row in rows], displaced)
+        queries = [self._queries(row) for row in rows]
+        logits = graph.run(rows, queries, displaced, grouped=self._grouped and queries[0] == 1)
         for row in rows:
             self._written[row.slot] = max(self._written[row.slot], row.start + len(row.tokens))
         return logits
 
     def _queries(self, row: StepRow) -> int:
-        """Queries that a row is given: an even number, its last token repeated if need be.
+        """Queries that a row is given: an even number, its last token repeated if need be; or one.
 
         The operator cuts a row's queries into blocks, of an even size, and computes a block of one query by other
-        arithmetic. So that a token's result does not depend on where blocks begin, no block may be left with one. In
-        mode `batch` decoding is excepted: its rows are always of one query, and so they are always alike.
+        arithmetic. So that a token's result does not depend on where blocks begin, no block may be left with one. A row
+        of one token is excepted where its query heads are grouped, which makes them several queries, and in mode
+        `batch`, where such rows are always of one query, and so always alike.
         """
         n = len(row.tokens)
-        return 1 if n == 1 and self.exact == "batch" else n + n % 2
+        return 1 if n == 1 and (self._grouped or self.exact == "batch") else n + n % 2
+
+    def _groups(self, threads: int) -> bool:
+        """Whether rows of one token have their query heads grouped; never by what else is in a step.
+
+        In mode `full` always: the other way is to give the token twice. In mode `batch` the other way is a kernel for
+        single queries, which is slower only where many query heads share keys. And grouped, the operator works on a row
+        with as many threads as there are heads of keys.
+        """
+        group, kv_heads = self.manifest.group, max(layer.kv_heads for layer in self.manifest.layers)
+        if self.exact == "full":
+            return group > 1
+        return group >= _LARGE_GROUP and threads <= 2 * kv_heads

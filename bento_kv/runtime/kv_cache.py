@@ -12,14 +12,14 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from bento_kv.errors import DecoderError
-from bento_kv.manifest import SPARE, LayerGeometry
+from bento_kv.manifest import LayerGeometry
 
 # What a graph may declare.
 Element = type[np.float32] | type[np.int8]
 
 
 class InPlaceCache:
-    """Buffers `[slots, kv_heads, max_length + 1, head_dim]` by layer and side.
+    """Buffers `[slots, kv_heads, max_length + spare, head_dim]` by layer and side.
 
     A step writes keys and values where they stay, so there is nothing to extract, to pass back or to copy. The memory
     is committed page by page when it is first written: an idle slot costs address space only.
@@ -29,6 +29,7 @@ class InPlaceCache:
         slots: rows.
         max_length: positions of a row.
         dtype: of an element, as the graph declares it.
+        spare: positions beyond those, where steps leave copies that nothing reads.
     """
 
     def __init__(
@@ -37,13 +38,15 @@ class InPlaceCache:
         slots: int,
         max_length: int,
         dtype: Element = np.float32,
+        *,
+        spare: int = 1,
     ) -> None:
         self.slots = slots
         self.max_length = max_length
-        self.capacity = max_length + SPARE
+        self.capacity = max_length + spare
         try:
             self._buffers: list[tuple[NDArray[Any], NDArray[Any]]] = [
-                (_zeros(shape, dtype), _zeros(shape, dtype))
+                (zeros(shape, dtype), zeros(shape, dtype))
                 for shape in ((slots, g.kv_heads, self.capacity, g.head_dim) for g in layers)
             ]
         except (MemoryError, OSError, OverflowError):
@@ -111,7 +114,7 @@ class InPlaceCache:
             yield from sides
 
 
-def _zeros(shape: tuple[int, ...], dtype: Element) -> NDArray[Any]:
+def zeros(shape: tuple[int, ...], dtype: Element) -> NDArray[Any]:
     """Zeros whose memory is committed a small page at a time.
 
     numpy asks for huge pages, and each head of each slot has a page of its own: the first token of a slot of a 135M model
@@ -124,7 +127,7 @@ def _zeros(shape: tuple[int, ...], dtype: Element) -> NDArray[Any]:
 
 
 def _discard(part: NDArray[np.generic]) -> None:
-    """Let the system take back the pages that a contiguous part of an array of `_zeros` has to itself."""
+    """Let the system take back the pages that a contiguous part of an array of `zeros` has to itself."""
     if not hasattr(mmap, "MADV_DONTNEED"):
         return
     memory = part.base

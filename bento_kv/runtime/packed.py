@@ -10,7 +10,7 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from bento_kv.errors import DecoderError, first_line
-from bento_kv.manifest import LayerGeometry, TensorSpec
+from bento_kv.manifest import GROUP_BIAS, GROUPED, LayerGeometry, TensorSpec, spare_positions
 from bento_kv.plan import StepRow
 from bento_kv.runtime.graph import Cache, GraphOutput, cache_length
 from bento_kv.runtime.kv_cache import InPlaceCache
@@ -96,6 +96,7 @@ class PackedGraph:
         self._session = session
         self._layers: list[LayerGeometry] = []
         shapes = {spec.name: spec.shape for spec in inputs}
+        self._group = int(shapes[GROUP_BIAS][2]) if GROUP_BIAS in shapes else 1
         while (shape := shapes.get(f"past_key_values.{len(self._layers)}.key")) is not None:
             heads, dim = (shape[1], shape[3]) if len(shape) == 4 else ("?", "?")
             if not isinstance(heads, int) or not isinstance(dim, int):
@@ -121,11 +122,17 @@ class PackedGraph:
         rows, tokens = ids.shape
         held = cache_length(past)
         queries = tokens + tokens % 2
-        cache = InPlaceCache(self._layers, rows, held + tokens)
+        cache = InPlaceCache(self._layers, rows, held + tokens, spare=spare_positions(self._group))
         for row in range(rows):
             cache.write(row, [(key[row], value[row]) for key, value in past])
         plan = [StepRow(row, ids[row].tolist(), held, tokens) for row in range(rows)]
         feeds = packed_feeds(plan, [queries] * rows, 0, rows, cache.capacity)
+        if self._group > 1:
+            # Steps of several tokens have no use for it.
+            feeds |= {
+                GROUPED: np.array(False),
+                GROUP_BIAS: np.zeros((rows, 1, self._group, cache.capacity), np.float32),
+            }
         if positions is not None:
             feeds["position_ids"] = np.ascontiguousarray(positions, np.int64).reshape(-1)
         binding = self._session.io_binding()

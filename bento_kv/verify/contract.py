@@ -8,12 +8,19 @@ from pathlib import Path
 import onnx
 
 from bento_kv.errors import IntegrityError, ManifestError
-from bento_kv.manifest import Check, Manifest, TensorSpec
-from bento_kv.onnx_file import declared_inputs, declared_outputs, highest_ir_version, highest_opset, opsets
+from bento_kv.manifest import GROUP_BIAS, GROUPED, Check, Manifest, TensorSpec
+from bento_kv.onnx_file import (
+    declared_inputs,
+    declared_outputs,
+    highest_ir_version,
+    highest_opset,
+    nested_graphs,
+    opsets,
+)
 from bento_kv.verify.checks import at_most, holds
 
 # The packed step's inputs: dtype and axes. Names are symbols and must stay symbolic.
-STEP_INPUTS: dict[str, tuple[str, tuple[str, ...]]] = {
+STEP_INPUTS: dict[str, tuple[str, tuple[str | int, ...]]] = {
     "input_ids": ("int64", ("tokens",)),
     "position_ids": ("int64", ("tokens",)),
     "gather_index": ("int64", ("rows", "width")),
@@ -95,7 +102,8 @@ def longest_window(directory: Path, manifest: Manifest) -> int:
     graphs = [
         onnx.load(directory / name, format="protobuf", load_external_data=False).graph for name in manifest.graphs
     ]
-    windows = [a.i for graph in graphs for node in graph.node for a in node.attribute if a.name == "local_window_size"]
+    nodes = [node for graph in graphs for each in nested_graphs(graph) for node in each.node]
+    windows = [a.i for node in nodes for a in node.attribute if a.name == "local_window_size"]
     return max(windows, default=0)
 
 
@@ -128,9 +136,16 @@ def _cache_names(manifest: Manifest, prefix: str) -> list[str]:
     return [f"{prefix}.{layer}.{side}" for layer in range(len(manifest.layers)) for side in ("key", "value")]
 
 
+def _step_inputs(manifest: Manifest) -> dict[str, tuple[str, tuple[str | int, ...]]]:
+    if manifest.group == 1:
+        return STEP_INPUTS
+    bias = ("rows", 1, manifest.group, "max_length")
+    return {**STEP_INPUTS, GROUPED: ("bool", ()), GROUP_BIAS: ("float", bias)}
+
+
 def _name_faults(manifest: Manifest, face: _Face) -> list[str]:
     faults = []
-    wanted_in = {*STEP_INPUTS, *_cache_names(manifest, "past_key_values")}
+    wanted_in = {*_step_inputs(manifest), *_cache_names(manifest, "past_key_values")}
     wanted_out = {"logits", *_cache_names(manifest, "present")}
     for kind, wanted, own in (("input", wanted_in, set(face.inputs)), ("output", wanted_out, set(face.outputs))):
         faults += [f"{kind} {name} is missing" for name in sorted(wanted - own)]
@@ -151,16 +166,17 @@ def _pair_faults(manifest: Manifest, face: _Face) -> list[str]:
 
 def _dtype_faults(manifest: Manifest, face: _Face) -> list[str]:
     faults = []
+    step = _step_inputs(manifest)
     for name, spec in {**face.inputs, **face.outputs}.items():
         cached = name.startswith(("past_key_values.", "present.")) and manifest.kv_cache == "int8"
-        expected = STEP_INPUTS[name][0] if name in STEP_INPUTS else "int8" if cached else "float"
+        expected = step[name][0] if name in step else "int8" if cached else "float"
         if spec.dtype != expected:
             faults.append(f"{name} is {spec.dtype}, not {expected}")
     return faults
 
 
 def _axis_faults(manifest: Manifest, face: _Face) -> list[str]:
-    expected: dict[str, tuple[int | str, ...]] = {name: axes for name, (_, axes) in STEP_INPUTS.items()}
+    expected = {name: axes for name, (_, axes) in _step_inputs(manifest).items()}
     expected["logits"] = ("logit_rows", manifest.vocab_size)
     for prefix in ("past_key_values", "present"):
         for layer, g in enumerate(manifest.layers):

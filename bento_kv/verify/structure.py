@@ -20,15 +20,29 @@ def fingerprint(graph: onnx.GraphProto, known: Mapping[str, str]) -> str:
     """
     digests = {value.name: _digest("input", value.name) for value in graph.input}
     digests |= {name: _digest("tensor", content) for name, content in known.items()}
+    found = _computed(graph, digests)
+    return _digest(*(f"{value.name}={found.get(value.name)}" for value in sorted(graph.output, key=lambda v: v.name)))
+
+
+def _computed(graph: onnx.GraphProto, outer: Mapping[str, str]) -> dict[str, str]:
+    """Digests of all values of a graph, by name; of branches too, which read what stands around them."""
+    digests = dict(outer)
     for node in graph.node:
         if node.op_type in RESHAPES:
             digests[node.output[0]] = digests.get(node.input[0], node.input[0])
             continue
-        attributes = sorted(a.name + ":" + a.SerializeToString(deterministic=True).hex() for a in node.attribute)
+        attributes = sorted(f"{a.name}:{_attribute(a, digests)}" for a in node.attribute)
         domain = "" if node.domain == "ai.onnx" else node.domain
         computed = _digest(domain, node.op_type, *attributes, *(digests.get(name, name) for name in node.input))
         digests |= {name: _digest(computed, str(index)) for index, name in enumerate(node.output)}
-    return _digest(*(f"{value.name}={digests.get(value.name)}" for value in sorted(graph.output, key=lambda v: v.name)))
+    return digests
+
+
+def _attribute(attribute: onnx.AttributeProto, outer: Mapping[str, str]) -> str:
+    if not attribute.HasField("g"):
+        return str(attribute.SerializeToString(deterministic=True).hex())
+    found = _computed(attribute.g, outer)
+    return _digest(*(str(found.get(value.name)) for value in attribute.g.output))  # a node's outputs, by their order
 
 
 def _digest(*parts: str) -> str:

@@ -128,11 +128,16 @@ class _Graph:
         """Write the twin; its fingerprint."""
         graph = self._model.graph
         self._integers = self._found_integers()
-        for value in (*graph.input, *graph.output):
-            if value.type.tensor_type.elem_type == TensorProto.INT8:
-                value.type.tensor_type.elem_type = TensorProto.FLOAT
+        for each in nested_graphs(graph):
+            for value in (*each.input, *each.output):
+                if value.type.tensor_type.elem_type == TensorProto.INT8:
+                    value.type.tensor_type.elem_type = TensorProto.FLOAT
+            for node in each.node:
+                if node.op_type == "GroupQueryAttention":
+                    _float_cache(node)
+            del each.value_info[:]
         nodes = _used([new for node in graph.node for new in self._restored(node)], {v.name for v in graph.output})
-        del graph.node[:], graph.value_info[:]
+        del graph.node[:]
         graph.node.extend(nodes)
         left = sorted({n.op_type for g in nested_graphs(graph) for n in g.node} & QUANTIZED)
         if left:
@@ -168,21 +173,9 @@ class _Graph:
     def _restored(self, node: onnx.NodeProto) -> list[onnx.NodeProto]:
         if node.op_type == "MatMulNBits":
             return self._float_matmul(node)
-        if node.op_type == "GroupQueryAttention":
-            return [self._float_cache(node)]
         if node.output and node.output[0] in self._integers:
             return [self._float_integers(node, self._integers[node.output[0]])]
         return [self._float_gather(node)] if node.op_type == "GatherBlockQuantized" else [node]
-
-    def _float_cache(self, node: onnx.NodeProto) -> onnx.NodeProto:
-        """The attention over a float cache, whatever its own is."""
-        kept = [a for a in node.attribute if a.name not in _CACHE_ATTRIBUTES]
-        if len(kept) < len(node.attribute):
-            del node.attribute[:]
-            node.attribute.extend(kept)
-            for index in _CACHE_SCALES:
-                node.input[index] = ""
-        return node
 
     def _float_matmul(self, node: onnx.NodeProto) -> list[onnx.NodeProto]:
         """MatMul, and Add for a bias, instead of MatMulNBits."""
@@ -285,6 +278,16 @@ class _Graph:
             self._known[twin] = twin
             self._added.append(self._floats.store(twin, array))
         return twin
+
+
+def _float_cache(node: onnx.NodeProto) -> None:
+    """Let the attention keep a float cache, whatever its own is."""
+    kept = [a for a in node.attribute if a.name not in _CACHE_ATTRIBUTES]
+    if len(kept) < len(node.attribute):
+        del node.attribute[:]
+        node.attribute.extend(kept)
+        for index in _CACHE_SCALES:
+            node.input[index] = ""
 
 
 def _used(nodes: Sequence[onnx.NodeProto], wanted: set[str]) -> list[onnx.NodeProto]:

@@ -13,7 +13,7 @@ import pytest
 import yaml
 
 from bento_kv.store import get
-from tests.damage import attention_nodes, change_graph, flip_weight_byte, set_attribute
+from tests.damage import change_graph, flip_weight_byte, set_attention
 from tests.e2e.server import ROOT, serving
 from tests.zoo import save_model
 
@@ -88,7 +88,7 @@ def test_a_damaged_decoder_fails_the_build_and_does_not_become_ready(damage: str
     if damage == "weight":
         flip_weight_byte(stored)
     else:
-        change_graph(stored, lambda model: set_attribute(attention_nodes(model)[0], "scale", 0.3), manifest=None)
+        change_graph(stored, lambda model: set_attention(model, 0, "scale", 0.3), manifest=None)
 
     again = _bentoml("build", *arguments)
     assert again.returncode != 0

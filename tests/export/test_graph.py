@@ -57,7 +57,7 @@ def traced(architecture: str, folder: Path, *, rotate: bool = True) -> tuple[ir.
     fix_rotary(model)
     rotations = facts.rotations if rotate else (None,) * len(facts.rotations)
     graph = to_onnx(model, facts.layers, 23, rotations)
-    rotate_in_attention(graph, LENGTH)
+    rotate_in_attention(graph, LENGTH + 1)
     clean_up(graph)
     tabulate_rotary(graph, LENGTH)
     clean_up(graph)

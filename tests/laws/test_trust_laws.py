@@ -15,7 +15,7 @@ from bento_kv.errors import BentoKVError
 from bento_kv.runtime import decoder as decoder_module
 from bento_kv.verify.parity import TorchReference
 from bento_kv.verify.proof import prove
-from tests.damage import attention_nodes, change_graph, flip_weight_byte, set_attribute
+from tests.damage import change_graph, flip_weight_byte, set_attention
 
 ROOT = Path(__file__).parents[2]
 
@@ -53,7 +53,7 @@ def test_law_6_what_is_verified_is_what_is_served(
 
 def _other_scale(directory: Path) -> None:
     """Files, manifest and record are brought in line by hand; only the numbers give it away."""
-    change_graph(directory, lambda model: set_attribute(attention_nodes(model)[0], "scale", 0.3), manifest={})
+    change_graph(directory, lambda model: set_attention(model, 0, "scale", 0.3), manifest={})
     from bento_kv.manifest import Verification, sha256
 
     record = Verification.read(directory)

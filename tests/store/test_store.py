@@ -13,7 +13,7 @@ import pytest
 import bento_kv
 from bento_kv.errors import BentoKVError, IntegrityError, ManifestError, SourceError, VerificationError
 from bento_kv.store import check_proof, locate, versions
-from tests.damage import attention_nodes, change_graph, flip_weight_byte, set_attribute
+from tests.damage import change_graph, flip_weight_byte, set_attention
 
 
 def test_save_get_load(tiny_decoder: Path) -> None:
@@ -46,7 +46,7 @@ def _other_manifest(directory: Path) -> None:
 
 def _other_scale(directory: Path) -> None:
     """As if the graph had been exported anew after the proof: manifest and files agree, the proof is another's."""
-    change_graph(directory, lambda model: set_attribute(attention_nodes(model)[0], "scale", 0.2), manifest={})
+    change_graph(directory, lambda model: set_attention(model, 0, "scale", 0.2), manifest={})
 
 
 def _missing_file(directory: Path) -> None:

@@ -21,7 +21,7 @@ from bento_kv.runtime.session import available_cpus
 from bento_kv.verify.parity import TorchReference
 from bento_kv.verify.proof import prove
 from bento_kv.verify.report import exactness, render, render_html
-from tests.damage import attention_nodes, change_graph, flip_weight_byte, set_attribute
+from tests.damage import attention_nodes, change_graph, flip_weight_byte, set_attention, set_attribute
 from tests.zoo import save_model
 
 MODES = ("full", "batch")
@@ -86,18 +86,21 @@ def test_the_report_says_what_is_exact_here(tiny_source: Path, tiny_decoder: Pat
 
 
 def _scale(model: onnx.ModelProto) -> None:
-    set_attribute(attention_nodes(model)[1], "scale", 0.2)
+    set_attention(model, 1, "scale", 0.2)
 
 
 def _window(model: onnx.ModelProto) -> None:
-    set_attribute(attention_nodes(model)[0], "local_window_size", 60)
+    set_attention(model, 0, "local_window_size", 60)
 
 
 def _swap_layers(model: onnx.ModelProto) -> None:
     """Layer 0 reads and writes the cache of layer 1 and the other way round."""
-    first, second = attention_nodes(model)
-    first.input[3], second.input[3] = second.input[3], first.input[3]
-    first.output[1], second.output[1] = second.output[1], first.output[1]
+    names = {
+        f"{kind}.{layer}.key": f"{kind}.{1 - layer}.key" for kind in ("past_key_values", "present") for layer in (0, 1)
+    }
+    for node in (*attention_nodes(model), *model.graph.node):
+        node.input[:] = [names.get(name, name) for name in node.input]
+        node.output[:] = [names.get(name, name) for name in node.output]
 
 
 def _stuck_positions(model: onnx.ModelProto) -> None:
@@ -198,7 +201,7 @@ def test_the_record_is_json_without_nan(tiny_source: Path, tiny_decoder: Path) -
     """A decoder that computes NaN fails, and its record can be read by any JSON reader."""
 
     def change(model: onnx.ModelProto) -> None:
-        set_attribute(attention_nodes(model)[1], "scale", float("nan"))
+        set_attention(model, 1, "scale", float("nan"))
 
     change_graph(tiny_decoder, change, manifest={})
     record = _prove(tiny_decoder, tiny_source)

@@ -18,7 +18,7 @@ from bento_kv.manifest import Manifest, Verification
 from bento_kv.verify.parity import TorchReference
 from bento_kv.verify.proof import prove
 from bento_kv.verify.report import render
-from tests.damage import attention_nodes, change_graph, set_attribute
+from tests.damage import change_graph, set_attention
 from tests.quantized import blocks, change_tensors, coarse, quantize_decoder, to_integers
 from tests.zoo import save_model
 
@@ -105,7 +105,7 @@ def test_coarse_activations_fail_at_the_quality_of_what_meets_them(exported: Pat
 
 
 def test_a_fault_in_one_of_two_graphs_leaves_no_twin(exported: Path, tiny_source: Path) -> None:
-    change_graph(exported / "int4", lambda model: set_attribute(attention_nodes(model)[1], "scale", 0.2), manifest={})
+    change_graph(exported / "int4", lambda model: set_attention(model, 1, "scale", 0.2), manifest={})
     assert _failed(_prove(exported / "int4", tiny_source)) == {"float-twin"}
 
 
@@ -227,8 +227,8 @@ def test_a_manifest_that_swaps_them_too_fails_at_the_twin_s_numbers(int4: Path, 
 @pytest.mark.parametrize(
     "change",
     [
-        lambda model: set_attribute(attention_nodes(model)[1], "scale", 0.2),
-        lambda model: set_attribute(attention_nodes(model)[0], "do_rotary", 0),
+        lambda model: set_attention(model, 1, "scale", 0.2),
+        lambda model: set_attention(model, 0, "do_rotary", 0),
     ],
 )
 def test_a_fault_beside_the_weights_fails_at_the_twin_s_numbers(

@@ -15,7 +15,7 @@ from bento_kv.runtime.decoder import OnnxDecoder
 from bento_kv.verify.exactness import check_neighbours
 from bento_kv.verify.slots import check_full, check_reuse
 from bento_kv.verify.threads import ThreadComparison
-from tests.damage import attention_nodes, change_graph, set_attribute
+from tests.damage import change_graph, set_attention
 
 Step = Callable[[StepPlan], NDArray[np.float32]]
 
@@ -106,7 +106,7 @@ def test_threads_are_compared(tiny_decoder: Path, tmp_path: Path) -> None:
     same = comparison.compare(one, threads=1)
     assert (same.id, same.passed, same.measured) == ("threads-1", True, 0.0)
 
-    change_graph(tiny_decoder, lambda model: set_attribute(attention_nodes(model)[0], "scale", 0.26), manifest={})
+    change_graph(tiny_decoder, lambda model: set_attention(model, 0, "scale", 0.26), manifest={})
     other = comparison.compare(_decoder(tiny_decoder, threads=1), threads=1)
     assert not other.passed
     assert other.measured is not None

@@ -14,7 +14,7 @@ from bento_kv.export.exporter import export
 from bento_kv.manifest import MODEL_FILE, Check, Manifest
 from bento_kv.verify.parity import TorchReference
 from bento_kv.verify.twin import make_twin
-from tests.damage import attention_nodes, change_graph, set_attribute
+from tests.damage import change_graph, set_attention
 from tests.quantized import blocks, quantize_decoder, to_integers
 
 PREFILL = "prefill.onnx"
@@ -57,7 +57,7 @@ def test_two_graphs_have_one_twin(pair: Path, tiny_source: Path, tmp_path: Path)
 
 
 def _scale(model: onnx.ModelProto) -> None:
-    set_attribute(attention_nodes(model)[1], "scale", 0.2)
+    set_attention(model, 1, "scale", 0.2)
 
 
 def _crossed(model: onnx.ModelProto) -> None:

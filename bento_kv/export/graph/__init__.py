@@ -15,11 +15,18 @@ from bento_kv.export.graph.projections import pack_attention_inputs, plain_produ
 from bento_kv.export.graph.rotary import rotate_in_attention, tabulate_rotary
 
 
-def optimize(model: ir.Model, max_length: int, origins: Origins) -> dict[str, int]:
-    """All passes, in order; the model is changed in place. Returns how often each of them found what it looks for."""
+def optimize(model: ir.Model, max_length: int, buffer: int, origins: Origins) -> dict[str, int]:
+    """The passes over a graph of floats, in order. Returns how often each of them found what it looks for.
+
+    Args:
+        model: changed in place.
+        max_length: positions of a row.
+        buffer: positions of a row's buffer in the cache.
+        origins: what is known of the weights.
+    """
     done: dict[str, int] = {}
     for name, step in (
-        ("rotate_in_attention", partial(rotate_in_attention, max_length=max_length)),
+        ("rotate_in_attention", partial(rotate_in_attention, length=buffer)),
         ("tabulate_rotary", partial(tabulate_rotary, max_length=max_length)),
         ("plain_products", plain_products),
         ("pack_attention_inputs", partial(pack_attention_inputs, origins=origins)),

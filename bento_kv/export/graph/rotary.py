@@ -9,18 +9,20 @@ from numpy.typing import NDArray
 
 from bento_kv.errors import ExportError
 from bento_kv.export.graph.nodes import constant, input_named
-from bento_kv.manifest import SPARE
 
 _COS_CACHE, _SIN_CACHE = 7, 8
 
 
-def rotate_in_attention(model: ir.Model, max_length: int) -> int:
+def rotate_in_attention(model: ir.Model, length: int) -> int:
     """Give the attention nodes that rotate their tables; traced were the rows of the tables at the step's positions.
+
+    Args:
+        model: changed in place.
+        length: of the tables: the operator wants them as long as the cache's buffers.
 
     Returns the number of nodes.
     """
     positions = input_named(model, "position_ids")
-    length = max_length + SPARE  # the operator wants a table as long as the buffer
     tables: dict[bytes, ir.Value] = {}
     count = 0
     for node in model.graph:
