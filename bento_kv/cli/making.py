@@ -24,6 +24,15 @@ from bento_kv.cli.group import as_json_option, main, progress
 @click.option(
     "--kv-cache", type=click.Choice(["fp32", "int8"]), default="fp32", show_default=True, help="Of the cache."
 )
+@click.option(
+    "--block-size", type=click.Choice(["16", "32", "64", "128", "256"]), help="int4: weights that share a scale [128]."
+)
+@click.option(
+    "--method", type=click.Choice(["search", "rtn"]), help="int4: search for scales, or round to nearest [search]."
+)
+@click.option("--asymmetric", is_flag=True, default=None, help="int4: with zero points.")
+@click.option("--head-bits", type=click.Choice(["4", "8"]), help="int4: of the weights that make the logits [8].")
+@click.option("--edge-layers", type=int, help="int4: so many layers at either end keep 8 bits [0].")
 @click.option("--max-length", type=int, help="Positions of a slot; the model's own limit unless set.")
 @click.option("--opset", type=int, help="ONNX opset of the graph.")
 @click.option("--force", is_flag=True, help="Replace the decoder that is there.")
@@ -31,8 +40,15 @@ from bento_kv.cli.group import as_json_option, main, progress
 def export(source: str, directory: Path, force: bool, as_json: bool, **options: Any) -> None:
     """Export SOURCE, a Hugging Face directory or hub id or `demo`, to a decoder directory."""
     from bento_kv.export.exporter import export as run
+    from bento_kv.export.graph.quantized import Quantization
 
     given = {name: value for name, value in options.items() if value is not None}
+    how: dict[str, Any] = {name: given.pop(name) for name in ("method", "edge_layers") if name in given}
+    how |= {name: int(given.pop(name)) for name in ("block_size", "head_bits") if name in given}
+    if given.pop("asymmetric", False):
+        how["symmetric"] = False
+    if how:
+        given["quantization"] = Quantization(**how)
     manifest = run(source, directory, force=force, progress=progress, **given)
     if as_json:
         click.echo(json.dumps(manifest.model_dump(mode="json", by_alias=True)))

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import onnx
 import pytest
 
 from tests.damage import flip_weight_byte
@@ -55,6 +56,17 @@ def test_from_a_model_to_text(tiny_source: Path, tmp_path: Path) -> None:
     assert streamed.stdout == texts[0] + "\n"
 
 
+def test_how_int4_is_stored_can_be_chosen(tiny_source: Path, tmp_path: Path) -> None:
+    options = ["--block-size", "32", "--asymmetric", "--method", "rtn", "--head-bits", "4", "--edge-layers", "1"]
+    exported = _run("export", tiny_source, "-o", tmp_path / "decoder", "--precision", "int4", *options)
+    assert exported.returncode == 0, exported.stderr
+    # Both layers are at an edge, so that the head alone is left to have blocks.
+    nodes = onnx.load(tmp_path / "decoder" / "model.onnx", load_external_data=False).graph.node
+    (head,) = [node for node in nodes if node.op_type == "MatMulNBits"]
+    assert {a.name: a.i for a in head.attribute}.items() >= {"bits": 4, "block_size": 32}.items()
+    assert any(name.endswith(".zero_points") for name in head.input)
+
+
 def test_a_proof_that_fails_is_exit_1(tiny_source: Path, tiny_decoder: Path) -> None:
     flip_weight_byte(tiny_decoder)
     verified = _run("verify", tiny_decoder, "--reference", tiny_source, "--json")
@@ -74,6 +86,7 @@ def test_a_proof_that_fails_is_exit_1(tiny_source: Path, tiny_decoder: Path) -> 
         (["export", "no-such-model", "-o", "{tmp}/d"], "'no-such-model' is not a model directory"),
         (["export", "nobody/nothing", "-o", "{tmp}/d"], "the hub did not give it"),
         (["export", "demo", "-o", "{tmp}/d", "--precision", "int3"], "int3"),
+        (["export", "demo", "-o", "{tmp}/d", "--block-size", "32"], "int4, not for fp32"),
         (["export", "demo", "-o", "{tmp}/d", "--max-length", "99999"], "between 32 and the model's 1024"),
         (["export", "demo", "-o", "/proc/nowhere/d"], "cannot be written"),
         (["export", "demo"], "Missing option"),

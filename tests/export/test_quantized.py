@@ -109,6 +109,7 @@ def test_what_two_graphs_share_is_stored_once(head_bits: int, source: Path, tmp_
         Quantization(block_size=128, head_bits=4),
         Quantization(symmetric=False, method="rtn"),
         Quantization(bits=8, block_size=32),
+        Quantization(edge_layers=1),
     ],
     ids=str,
 )
@@ -125,6 +126,8 @@ def test_what_is_not_known_is_refused(source: Path, tmp_path: Path) -> None:
         export(str(source), tmp_path / "decoder", precision="int5")
     with pytest.raises(ExportError, match="kv_cache 'fp16' is not one of"):
         export(str(source), tmp_path / "decoder", kv_cache="fp16")
+    with pytest.raises(ExportError, match="int4, not for int8"):
+        export(str(source), tmp_path / "decoder", precision="int8", quantization=Quantization())
 
 
 def test_zero_points_are_made_once_for_all_layers(source: Path, tmp_path: Path) -> None:
@@ -133,3 +136,14 @@ def test_zero_points_are_made_once_for_all_layers(source: Path, tmp_path: Path) 
     nodes = onnx.load(tmp_path / "decoder" / "model.onnx", load_external_data=False).graph.node
     assert len([node for node in nodes if node.op_type == "QuantizeLinear"]) == 2 * 4 + 1
     assert len([node for node in nodes if node.op_type == "Expand"]) == 2
+
+
+def test_layers_at_the_edges_can_keep_8_bits(tmp_path: Path) -> None:
+    source = save_model(tmp_path / "source", "llama", num_hidden_layers=4)
+    export(str(source), tmp_path / "decoder", precision="int4", quantization=Quantization(edge_layers=1))
+    nodes = onnx.load(tmp_path / "decoder" / "model.onnx", load_external_data=False).graph.node
+    blocks = {name for node in nodes if node.op_type == "MatMulNBits" for name in node.input[1:2]}
+    weights = Manifest.read(tmp_path / "decoder").weights
+    layers = {parts[0].split(".layers.")[1].split(".")[0] for name, parts in weights.items() if f"{name}.q4" in blocks}
+    assert layers == {"1", "2"}
+    assert sum(node.op_type == "MatMulIntegerToFloat" for node in nodes) == 2 * (len(weights) - 1) // 4 + 1

@@ -39,6 +39,7 @@ class Quantization:
         method: see `export.quantize`.
         head_bits: of the weights that make the logits, and of the embedding where they are tied: 8, in columns, or 4, in
             blocks.
+        edge_layers: so many of the first layers, and of the last, keep 8 bits, in columns: where a model is hurt most.
     """
 
     bits: int = 4
@@ -46,6 +47,7 @@ class Quantization:
     symmetric: bool = True
     method: Method = "search"
     head_bits: int = 8
+    edge_layers: int = 0
 
 
 @dataclass(slots=True)
@@ -81,6 +83,12 @@ class Weights:
                 head = name
         return cls(floats, known, head)
 
+    def at_edges(self, layers: int) -> set[str]:
+        """Names of the weights in so many of the first layers, and of the last."""
+        numbers = {name: _layer(parts[0]) for name, parts in self.origins.items()}
+        last = max((number for number in numbers.values() if number is not None), default=0)
+        return {name for name, n in numbers.items() if n is not None and (n < layers or n > last - layers)}
+
     def stored(
         self, name: str, kind: str, make: Callable[[NDArray[np.float32]], dict[str, NDArray[np.generic]]]
     ) -> dict[str, NDArray[np.generic]]:
@@ -91,13 +99,21 @@ class Weights:
         return self._stored[key]
 
 
+def _layer(parameter: str) -> int | None:
+    """The number of a parameter's layer: the first number among the parts of its name."""
+    return next((int(part) for part in parameter.split(".") if part.isdecimal()), None)
+
+
 def use_blocks(model: ir.Model, weights: Weights, how: Quantization) -> None:
-    """Blocks for every weight; the head as it is asked for."""
+    """Blocks for every weight; the head, and layers at the edges, as it is asked for."""
     tokens = _Tokens(model)
+    edges = weights.at_edges(how.edge_layers)
     for node in _matmuls(model):
         name = _name(node)
         if name == weights.head:
             _head(model, node, weights, how, tokens)
+        elif name in edges:
+            _column_matmul(model, node, weights, tokens)
         elif name in weights.floats:
             _block_matmul(model, node, weights, how, how.bits)
     _embed(model, weights, how)
