@@ -1,6 +1,6 @@
 """A server under load: every answer checked against what its request gets alone, with latencies, speed and memory.
 
-    python -m benchmarks.load steady [--seconds 60] [--clients 32] [--load 0.7] [--peer NAME=URL]
+    python -m benchmarks.load steady [--seconds 60] [--clients 32] [--load 0.7] [--peer NAME]
     python -m benchmarks.load storm  [--clients 300]
     python -m benchmarks.load prefix [--users 32] [--turns 10]
 
@@ -28,9 +28,10 @@ from typing import Any
 from transformers import AutoConfig, AutoTokenizer
 
 from benchmarks.loading.clients import ask_all, sampling
+from benchmarks.loading.peers import NAMES, absent, serving_peer
 from benchmarks.loading.report import differences, summary
 from benchmarks.loading.server import ROOT, Server, serving
-from benchmarks.loading.work import FIRST_PLAIN_ID, Ask, mixed, plain, poisson, small_llama
+from benchmarks.loading.work import FIRST_PLAIN_ID, LLAMAS, Ask, mixed, plain, poisson, random_llama
 from bento_kv import demo
 from bento_kv.manifest import machine, versions_of
 from bento_kv.tokenizer import Tokenizer
@@ -195,25 +196,25 @@ def engine_alone(directory: Path, asks: list[Ask], options: argparse.Namespace) 
     return json.loads(done.stdout)  # type: ignore[no-any-return]
 
 
-def peers(server: Server, asks: list[Ask], decode: Any, options: argparse.Namespace) -> Json:
-    """Other servers of OpenAI's API under the same closed loop, and ours over theirs."""
-    outcomes: Json = {}
-    for peer in options.peer:
-        name, _, url = peer.partition("=")
-        theirs_at = Server(url.rstrip("/"))
-        own, theirs = (
-            summary(
-                fire(
-                    target.url,
-                    plain(asks, model or target.model()[0], options.peer_path, decode, whole=options.peer_whole),
-                    options.clients,
-                    options.closed_seconds,
-                )
-            )
-            for target, model in ((server, None), (theirs_at, options.peer_model))
-        )
-        ratio = own["tokens_per_second"] / theirs["tokens_per_second"] if theirs["tokens_per_second"] else None
-        outcomes[name] = {"ours": own, "theirs": theirs, "ours_over_theirs": ratio}
+def peers(server: Server, source: Path, asks: list[Ask], options: argparse.Namespace) -> Json:
+    """Other servers of OpenAI's API under the same closed loop of whole answers, ours under it too, and ours over theirs."""
+    if not options.peer:
+        return {}
+
+    tokenizer = Tokenizer(source)
+    own, context = server.model()
+
+    def closed_loop(target: Server, model: str) -> Json:
+        own_asks = plain(asks, model, tokenizer, context)
+        return summary(fire(target.url, own_asks, options.clients, options.closed_seconds))
+
+    ours = closed_loop(server, own)
+    outcomes: Json = {"ours": ours}
+    for name in options.peer:
+        with serving_peer(name, source, HOME, options.threads) as (peer, model):
+            theirs = closed_loop(peer, model)
+        speed = theirs["tokens_per_second"]
+        outcomes[name] = {**theirs, "ours_over_theirs": ours["tokens_per_second"] / speed if speed else None}
     return outcomes
 
 
@@ -231,7 +232,9 @@ def server_arguments(source: str, options: argparse.Namespace) -> list[str]:
 
 def run(options: argparse.Namespace) -> Json:
     """The mode's outcome."""
-    source = {"small": str(small_llama(HOME / "small-llama")), "demo": "demo"}.get(options.model, options.model)
+    source = options.model
+    if source in LLAMAS:
+        source = str(random_llama(source, HOME / f"{source}-llama"))
     home = demo.path() if source == "demo" else Path(source)
     tokenizer, vocab_size = Tokenizer(home), len(AutoTokenizer.from_pretrained(home))
     options.max_length = min(CONTEXT, AutoConfig.from_pretrained(home).max_position_embeddings)
@@ -248,7 +251,7 @@ def run(options: argparse.Namespace) -> Json:
         served, most = outcome["closed_loop"]["tokens_per_second"], outcome["engine_alone"]["tokens_per_second"]
         outcome["served_over_engine"] = round(served / most, 3)
         outcome["arrivals_over_closed_loop"] = round(outcome["poisson"]["tokens_per_second"] / served, 3)
-        outcome["peers"] = peers(server, asks, tokenizer.decode, options)
+        outcome["peers"] = peers(server, home, asks, options)
         return outcome
 
 
@@ -263,7 +266,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("mode", nargs="?", choices=["steady", "storm", "prefix"], default="steady")
     parser.add_argument(
-        "--model", default="small", help="small (a random Llama of 2048 positions), demo, or a directory"
+        "--model",
+        default="small",
+        help=f"{' or '.join(LLAMAS)} (random Llamas of 2048 positions), demo, or a directory",
     )
     parser.add_argument("--precision", default="fp32", help="of the server's weights")
     parser.add_argument("--seconds", type=float, default=60.0)
@@ -280,16 +285,17 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=10)
     parser.add_argument("--without", default="prefix_cache=false", help="prefix: the --arg that turns the cache off")
     parser.add_argument("--arg", action="append", default=[], help="another --arg for the server")
-    parser.add_argument("--peer", action="append", default=[], metavar="NAME=URL", help="a server to compare with")
-    parser.add_argument("--peer-model", help="what the peer calls its model; its /v1/models says unless set")
-    parser.add_argument("--peer-path", default="/v1/completions", help="or /v1/chat/completions")
     parser.add_argument(
-        "--peer-whole", action="store_true", help="no streams: for servers that count no tokens in them"
+        "--peer", action="append", default=[], choices=NAMES, help="a server to compare with, on a random Llama"
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--label", help="put into the name of the result's file")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that the server is stopped too
+    if missing := next(filter(None, map(absent, options.peer)), None):
+        parser.error(missing)
+    if options.peer and (options.model not in LLAMAS or options.mode != "steady"):
+        parser.error(f"peers are compared in steady, on {' or '.join(LLAMAS)}")
     options.clients = options.clients or (300 if options.mode == "storm" else 32)
     os.environ["BENTOML_HOME"] = str(HOME)  # before bentoml is imported
     HOME.mkdir(parents=True, exist_ok=True)

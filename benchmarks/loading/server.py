@@ -53,25 +53,39 @@ class Server:
 @contextmanager
 def serving(home: Path, *arguments: str) -> Iterator[Server]:
     """`bentoml serve` with these `--arg`s until the context ends; decoders are kept in `home` from run to run."""
+    command = [str(Path(sys.executable).parent / "bentoml"), "serve", "service:LanguageModel"]
+    given = [part for argument in arguments for part in ("--arg", argument)]
+    environment = {"BENTOML_HOME": str(home), "BENTOML_DO_NOT_TRACK": "True"}
+    with running([*command, *given], environment, home, "/readyz") as server:
+        yield server
+
+
+@contextmanager
+def running(command: list[str], environment: dict[str, str], home: Path, ready: str) -> Iterator[Server]:
+    """A server on a free port of loopback until the context ends.
+
+    Args:
+        command: to which `--host` and `--port` are added.
+        environment: variables besides this process's.
+        home: where its log is, until it has ended.
+        ready: the path that answers 200 when it is ready.
+    """
     home.mkdir(parents=True, exist_ok=True)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    command = [str(Path(sys.executable).parent / "bentoml"), "serve", "service:LanguageModel"]
-    given = [part for argument in arguments for part in ("--arg", argument)]
     log = home / f"serve-{port}.log"
-    environment = {**os.environ, "BENTOML_HOME": str(home), "BENTOML_DO_NOT_TRACK": "True"}
     with log.open("wb") as output:
         process = subprocess.Popen(
-            [*command, *given, "--host", "127.0.0.1", "--port", str(port)],
+            [*command, "--host", "127.0.0.1", "--port", str(port)],
             cwd=ROOT,
-            env=environment,
+            env={**os.environ, **environment},
             stdout=output,
             stderr=subprocess.STDOUT,
         )
     server = Server(f"http://127.0.0.1:{port}", process)
     try:
-        _wait_until_ready(server, log)
+        _wait_until_ready(server, ready, log)
         yield server
     finally:
         process.send_signal(signal.SIGTERM)
@@ -79,15 +93,16 @@ def serving(home: Path, *arguments: str) -> Iterator[Server]:
         log.unlink()
 
 
-def _wait_until_ready(server: Server, log: Path) -> None:
+def _wait_until_ready(server: Server, ready: str, log: Path) -> None:
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
         assert server.process is not None
         if server.process.poll() is not None:
             raise SystemExit(f"the server ended:\n{log.read_text()[-3000:]}")
         try:
-            if httpx.get(f"{server.url}/readyz").status_code == 200:
+            if httpx.get(f"{server.url}{ready}").status_code == 200:
                 return
         except httpx.TransportError:
-            time.sleep(0.2)
+            pass
+        time.sleep(0.2)
     raise SystemExit(f"the server is not ready:\n{log.read_text()[-3000:]}")

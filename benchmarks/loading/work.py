@@ -13,11 +13,13 @@ import torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from bento_kv import demo
+from bento_kv.tokenizer import Tokenizer
 
 SHORTEST_PROMPT, LONGEST_PROMPT = 8, 1500  # tokens
 SHORTEST_ANSWER, LONGEST_ANSWER = 4, 128
 STAY = 0.1  # part of the clients that wait for their answer where most leave
 FIRST_PLAIN_ID = 16  # below are special tokens
+_SPECIAL = 4  # tokens that a server may put around a prompt
 
 
 @dataclass(frozen=True)
@@ -40,19 +42,24 @@ class Ask:
         return asdict(self)
 
 
-def small_llama(directory: Path) -> Path:
-    """A small random Llama with a context of 2048 positions and the demo's tokenizer, as a Hugging Face directory."""
+# Random Llamas to serve: layers, hidden size, inner size, query heads, heads of keys.
+LLAMAS = {"small": (4, 256, 768, 8, 4), "135m": (30, 576, 1536, 9, 3)}
+
+
+def random_llama(name: str, directory: Path) -> Path:
+    """A random Llama with a context of 2048 positions and the demo's tokenizer, as a Hugging Face directory."""
+    layers, hidden, inner, heads, kv_heads = LLAMAS[name]
     if (directory / "config.json").exists():
         return directory
     torch.manual_seed(0)
     tokenizer = AutoTokenizer.from_pretrained(demo.path())
     config = LlamaConfig(
         vocab_size=len(tokenizer),
-        hidden_size=256,
-        intermediate_size=768,
-        num_hidden_layers=4,
-        num_attention_heads=8,
-        num_key_value_heads=4,
+        hidden_size=hidden,
+        intermediate_size=inner,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
         max_position_embeddings=2048,
         tie_word_embeddings=True,
         bos_token_id=tokenizer.bos_token_id,
@@ -83,15 +90,28 @@ def mixed(model: str, vocab_size: int, max_length: int, count: int, seed: int) -
     return asks
 
 
-def plain(asks: Sequence[Ask], model: str, path: str, decode: Any, *, whole: bool) -> list[Ask]:
-    """The same with texts for prompts and fields that every server takes; streams, or whole answers."""
-    plain_asks = []
-    for ask in asks:
-        text = decode(ask.body["prompt"])
-        prompt = {"messages": [{"role": "user", "content": text}]} if "chat" in path else {"prompt": text}
-        kept = {name: ask.body[name] for name in ("max_tokens", *(() if whole else ("stream", "stream_options")))}
-        plain_asks.append(Ask(path, {"model": model, "temperature": 0, **prompt, **kept}))
-    return plain_asks
+def plain(asks: Sequence[Ask], model: str, tokenizer: Tokenizer, context: int) -> list[Ask]:
+    """The same with texts for prompts and the fields that every server takes, answered as a whole.
+
+    A text can have more tokens than those that it was decoded from, so it is cut to what fits in the context.
+    """
+
+    def text(ask: Ask) -> str:
+        ids = tokenizer.encode(tokenizer.decode(ask.body["prompt"]), add_special_tokens=False)
+        return tokenizer.decode(ids[: context - ask.body["max_tokens"] - _SPECIAL])
+
+    return [
+        Ask(
+            ask.path,
+            {
+                "model": model,
+                "temperature": 0,
+                "prompt": text(ask),
+                "max_tokens": ask.body["max_tokens"],
+            },
+        )
+        for ask in asks
+    ]
 
 
 def poisson(asks: Sequence[Ask], rate: float, seconds: float, seed: int, *, leave: float | None = None) -> list[Ask]:

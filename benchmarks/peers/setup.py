@@ -2,7 +2,8 @@
 
     python -m benchmarks.peers.setup [NAME ...]
 
-NAME is llama_cpp, genai, openvino or optimum; all four if none is given. llama.cpp is compiled for this machine's
+NAME is llama_cpp, genai, openvino, optimum or servers (what llama-cpp-python's server and `transformers serve` need); all
+if none is given. llama.cpp is compiled for this machine's
 processor, with gcc or clang and cmake, in about ten minutes on two cores. Versions are pinned in `requirements-NAME.txt`,
 dependencies included; torch may be its CPU build (`PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu`).
 """
@@ -24,7 +25,7 @@ CMAKE_ARGS = (
     "-DLLAVA_BUILD=OFF",
     f"-DCMAKE_CXX_FLAGS=-include {Path(__file__).resolve().parent / 'tile_loadconfig.h'}",
 )
-NAMES = ("openvino", "genai", "optimum", "llama_cpp")
+NAMES = ("openvino", "genai", "optimum", "llama_cpp", "servers")
 
 
 def install(name: str) -> None:
