@@ -18,7 +18,7 @@ from bento_kv.runtime.plans import check_plan
 from bento_kv.runtime.session import available_cpus, open_session
 
 # Query heads that share keys, from which on grouping them is faster than the kernel for single queries.
-_LARGE_GROUP = 3
+_LARGE_GROUP = 5
 
 
 class OnnxDecoder:

@@ -89,6 +89,18 @@ def test_what_is_no_number_fails_and_what_is_impossible_does_not() -> None:
     assert not any(_passed(Divergence()).values())
 
 
+def test_too_large_a_divergence_says_how_to_make_it_smaller() -> None:
+    expected = _logits(30)
+    near, far = (
+        next(iter(_seen(expected + noise, expected, [1] * 30).checks("decode", LIMITS["int4"])))
+        for noise in (0.0, 9.0 * np.random.default_rng(0).standard_normal(expected.shape, np.float32))
+    )
+    assert near.passed
+    assert "--edge-layers" not in near.explain
+    assert not far.passed
+    assert "--edge-layers 2" in far.explain
+
+
 def test_limits_grow_as_bits_shrink() -> None:
     ordered = [LIMITS[precision] for precision in ("fp32", "fp16", "int8", "int4")]
     for one, other in pairwise(ordered):
