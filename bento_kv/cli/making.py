@@ -32,7 +32,7 @@ from bento_kv.cli.group import as_json_option, main, progress
 )
 @click.option("--asymmetric", is_flag=True, default=None, help="int4: with zero points.")
 @click.option("--head-bits", type=click.Choice(["4", "8"]), help="int4: of the weights that make the logits [8].")
-@click.option("--edge-layers", type=int, help="int4: so many layers at either end keep 8 bits [0].")
+@click.option("--edge-layers", type=click.IntRange(min=0), help="int4: so many layers at either end keep 8 bits [0].")
 @click.option("--max-length", type=int, help="Positions of a slot; the model's own limit unless set.")
 @click.option("--opset", type=int, help="ONNX opset of the graph.")
 @click.option("--force", is_flag=True, help="Replace the decoder that is there.")

@@ -145,9 +145,9 @@ class OnnxDecoder:
         """The plan's rows, in one run of a graph if possible.
 
         In mode `batch`, rows that continue and rows of prompts meet different graphs, perhaps, and those of one token
-        another form of the attention than others: none of them may share a run. And the operator pads every row to the widest one and
-        wants the padding to fit behind the row's past, though it writes nothing there: a row near its slot's end
-        cannot be in one run with a much wider one.
+        another form of the attention than others: none of them may share a run. And the operator pads every row to the
+        widest one and wants the padding to fit behind the row's past, though it writes nothing there: a row near its
+        slot's end cannot be in one run with a much wider one.
         """
         runs: list[list[StepRow]] = []
         for row in sorted(rows, key=self._queries, reverse=True):
