@@ -208,7 +208,7 @@ def _grouped(model: ir.Model, layer: _Attention, inputs: _Inputs, name: str) -> 
     out = layer.scatter.outputs[0]
     assert out.shape is not None
     batched = len(out.shape) == 3
-    by_head = _shape(model, "group.by_head", [-1, head_dim])
+    by_head = _shape(model, f"group.by_head.{head_dim}", [-1, head_dim])
     heads = ir.node("Reshape", [layer.gather.inputs[0], by_head], name=f"{name}.heads")
     cells = ir.node("Gather", [heads.outputs[0], inputs.cells(layer.heads, layer.kv_heads)], name=f"{name}.cells")
     packed = ir.node("Reshape", [cells.outputs[0], _shape(model, "group.by_query", [0, 0, -1])], name=f"{name}.queries")
