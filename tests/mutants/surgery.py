@@ -12,6 +12,8 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
+from bento_kv.onnx_file import nested_graphs
+
 Build = Callable[[str], str]
 
 
@@ -38,7 +40,8 @@ def rewire(
     model: onnx.ModelProto, name: str, build: Build, where: Callable[[onnx.NodeProto], bool] = lambda _: True
 ) -> None:
     """Nodes that read `name`, or those chosen, read what `build` makes of it."""
-    places = [(n, i) for n in model.graph.node for i, read in enumerate(n.input) if read == name and where(n)]
+    nodes = [n for graph in nested_graphs(model.graph) for n in graph.node]
+    places = [(n, i) for n in nodes for i, read in enumerate(n.input) if read == name and where(n)]
     assert places, f"nothing reads {name}"
     new = build(name)
     for reader, index in places:
@@ -135,7 +138,8 @@ def tidy(model: onnx.ModelProto) -> onnx.ModelProto:
         if id(current) in done:
             return
         done.add(id(current))
-        for name in current.input:
+        inside = [n for a in current.attribute if a.HasField("g") for g in nested_graphs(a.g) for n in g.node]
+        for name in (name for n in (current, *inside) for name in n.input):
             if name in made:
                 visit(made[name])
         order.append(current)
