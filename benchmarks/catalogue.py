@@ -48,15 +48,7 @@ class Engine:
     @property
     def absent(self) -> str | None:
         """Why it cannot take part and what to do, or None if it can."""
-        if self.environment is None:
-            return None
-        remedy = f"run: python -m benchmarks.peers.setup {self.environment}"
-        stamp = PEERS / self.environment / STAMP
-        if not stamp.is_file():
-            return f"not installed; {remedy}"
-        if stamp.read_text() != requirements_hash(self.environment):
-            return f"installed from other requirements than today's; {remedy}"
-        return None
+        return None if self.environment is None else absent(self.environment)
 
     @property
     def fingerprint(self) -> str:
@@ -69,6 +61,17 @@ class Engine:
         else:
             files += [requirements_file(self.environment), *sorted(folder.glob("gguf*.py"))]
         return _hash(files)
+
+
+def absent(environment: str) -> str | None:
+    """Why an environment of `build/peers` cannot be used and what to do, or None if it can."""
+    remedy = f"run: python -m benchmarks.peers.setup {environment}"
+    stamp = PEERS / environment / STAMP
+    if not stamp.is_file():
+        return f"not installed; {remedy}"
+    if stamp.read_text() != requirements_hash(environment):
+        return f"installed from other requirements than today's; {remedy}"
+    return None
 
 
 def requirements_file(environment: str) -> Path:

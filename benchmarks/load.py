@@ -28,7 +28,7 @@ from typing import Any
 from transformers import AutoConfig, AutoTokenizer
 
 from benchmarks.loading.clients import ask_all, sampling
-from benchmarks.loading.peers import NAMES, absent, serving_peer
+from benchmarks.loading.peers import NAMES, cannot_serve, serving_peer
 from benchmarks.loading.report import differences, summary
 from benchmarks.loading.server import ROOT, Server, serving
 from benchmarks.loading.work import FIRST_PLAIN_ID, LLAMAS, Ask, mixed, plain, poisson, random_llama
@@ -292,7 +292,7 @@ def main() -> None:
     parser.add_argument("--label", help="put into the name of the result's file")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # so that the server is stopped too
-    if missing := next(filter(None, map(absent, options.peer)), None):
+    if missing := next(filter(None, map(cannot_serve, options.peer)), None):
         parser.error(missing)
     if options.peer and (options.model not in LLAMAS or options.mode != "steady"):
         parser.error(f"peers are compared in steady, on {' or '.join(LLAMAS)}")

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from benchmarks.catalogue import PEERS, ROOT
+from benchmarks.catalogue import PEERS, ROOT, absent
 from benchmarks.loading.server import Server, running
 
 NAMES = ("llama-cpp-python", "transformers-serve")
@@ -41,11 +41,11 @@ def serving_peer(name: str, model: Path, home: Path, threads: int) -> Iterator[t
         yield server, _MODEL
 
 
-def absent(name: str) -> str | None:
+def cannot_serve(name: str) -> str | None:
     """Why a peer cannot take part, and what to do; None if it can."""
     needed = ("servers", "llama_cpp") if name == "llama-cpp-python" else ("servers",)
-    missing = [each for each in needed if not (PEERS / each / "bin" / "python").exists()]
-    return f"{name} is not installed; run: python -m benchmarks.peers.setup {' '.join(missing)}" if missing else None
+    reason = next(filter(None, map(absent, needed)), None)
+    return None if reason is None else f"{name}: {reason}"
 
 
 def _gguf(model: Path, home: Path) -> Path:
