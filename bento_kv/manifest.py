@@ -86,6 +86,7 @@ class Manifest(_Record):
         inputs, outputs: of the last graph.
         weights: of each quantized weight, a matrix `[in_features, out_features]` in the graph's terms, the parameters of
             the source that stand in it side by side, along out_features, as `name` or `name[first:last]`; empty in fp32.
+        reduce_range: int8 weights in columns use 7 of their bits; see `quantization.REDUCED_RANGE`.
         passes: what was done to the traced graph: how often each pass found what it looks for.
         files: the sha256 of every file but the manifest and the verification record.
     """
@@ -106,6 +107,7 @@ class Manifest(_Record):
     max_length: int
     token_ids: TokenIds
     weights: dict[str, tuple[str, ...]] = Field(default_factory=dict)
+    reduce_range: bool = False
     passes: dict[str, int] = Field(default_factory=dict)
     files: dict[str, str]
     versions: dict[str, str]

@@ -12,6 +12,11 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+# The largest magnitude of an int8 weight in columns: of all 8 bits, or of a range reduced to 7. Processors without VNNI
+# add the products of two uint8 activations and two weights in 16 bits, where 2 * 255 * 127 does not fit and 2 * 255 * 64 does.
+FULL_RANGE = 127
+REDUCED_RANGE = 64
+
 
 @dataclass(frozen=True, slots=True)
 class BlockWeights:
@@ -75,7 +80,7 @@ class ColumnWeights:
     """Weights as MatMulInteger takes them: one scale for every output.
 
     Attributes:
-        values: int8 `[K, N]`, from -127 to 127.
+        values: int8 `[K, N]`, within `FULL_RANGE` or `REDUCED_RANGE`.
         scales: `[N]`; a float is `values * scales`.
     """
 

@@ -77,6 +77,7 @@ def _add_tokens(writer: gguf.GGUFWriter, source: Path) -> None:
     writer.add_token_types(kinds)
     writer.add_token_merges([f"{tokens[0]} {tokens[1]}"])  # two control characters: a list that is empty is refused
     writer.add_add_bos_token(False)
+    writer.add_eos_token_id(json.loads((source / "generation_config.json").read_text())["eos_token_id"])
 
 
 def _name(name: str) -> str:

@@ -8,6 +8,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
@@ -60,7 +61,7 @@ def export(
         directory: where to; it appears when it is complete.
         precision: of the weights: `fp32`; `int8`, one graph, which computes fastest for many rows; `int4`, a graph of
             int4 weights that reads the least for few rows, and one of int8 weights for prompts.
-        quantization: how `int4` stores its weights; the others have one way.
+        quantization: how `int4` stores its weights; `int8` has the choice of `reduce_range` alone, False unless set.
         kv_cache: element type of the cache, `fp32` or `int8`: a quarter of the memory, less to read when decoding, more
             to compute in prompts.
         max_length: positions of a slot; the model's own limit unless set.
@@ -74,8 +75,7 @@ def export(
     """
     known = _one_of("precision", precision, PRECISIONS)
     elements = _one_of("kv_cache", kv_cache, KV_CACHES)
-    if quantization is not None and known != "int4":
-        raise ExportError(f"how weights are quantized can be chosen for precision int4, not for {known}")
+    how = _way(known, quantization)
     newest = onnx.defs.onnx_opset_version()
     if not MIN_OPSET <= opset <= newest:
         raise ExportError(
@@ -102,7 +102,7 @@ def export(
         if elements == "int8":
             progress("finding the ranges of keys and values")
             quantize_cache(graph, cache_scales(model, tokenizer, length))
-        graphs, weights = _quantized(graph, known, quantization or Quantization(), origins, progress)
+        graphs, weights = _quantized(graph, known, how, origins, progress)
         for each in graphs.values():
             passes["group_queries"] = group_queries(each)
             clean_up(each)
@@ -128,6 +128,7 @@ def export(
             versions=contract.versions_of(_PACKAGES),
             passes=passes,
             weights=weights,
+            reduce_range=bool(weights) and how.reduce_range,
             created=datetime.now(UTC).isoformat(timespec="seconds"),
         )
         record.write(staging)
@@ -144,6 +145,15 @@ def _one_of(name: str, value: str, allowed: Sequence[Choice]) -> Choice:
     raise ExportError(f"{name} {value!r} is not one of: {', '.join(allowed)}")
 
 
+def _way(precision: contract.Precision, asked: Quantization | None) -> Quantization:
+    if asked is None:
+        return Quantization(reduce_range=precision == "int4")
+    if precision == "int4" or (precision == "int8" and replace(asked, reduce_range=True) == Quantization()):
+        return asked
+    but = ", where reduce_range alone can" if precision == "int8" else ""
+    raise ExportError(f"how weights are quantized can be chosen for precision int4, not for {precision}{but}")
+
+
 def _quantized(
     graph: ir.Model, precision: contract.Precision, how: Quantization, origins: Origins, progress: Progress
 ) -> tuple[dict[str, ir.Model], dict[str, tuple[str, ...]]]:
@@ -155,7 +165,7 @@ def _quantized(
     weights = Weights.find(graph, origins)
     graphs = {contract.MODEL_FILE: graph}
     if precision == "int8":
-        use_columns(graph, weights, Quantization())
+        use_columns(graph, weights, how)
     else:
         prefill = graph.clone()
         use_columns(prefill, weights, how)

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bento_kv.errors import ExportError
-from bento_kv.quantization import BlockWeights, ColumnWeights, pack
+from bento_kv.quantization import FULL_RANGE, REDUCED_RANGE, BlockWeights, ColumnWeights, pack
 
 Method = Literal["rtn", "search"]
 Floats = NDArray[np.float32]
@@ -76,16 +76,18 @@ def quantize_blocks(
     return BlockWeights(packed, scales, zero_points, bits, block_size, columns)
 
 
-def quantize_columns(weight: Floats) -> ColumnWeights:
+def quantize_columns(weight: Floats, *, reduce_range: bool = False) -> ColumnWeights:
     """Quantize to int8 with one scale for every output, for MatMulInteger, rounding to nearest.
 
     Args:
         weight: float32 `[N, K]`, as torch's Linear has it.
+        reduce_range: use 7 of the 8 bits, see `quantization.REDUCED_RANGE`.
 
     Raises:
         ExportError: a weight is not finite.
     """
     rows, columns = weight.shape
+    top = REDUCED_RANGE if reduce_range else FULL_RANGE
     values = np.empty((rows, columns), np.int8)
     scales = np.empty(rows, np.float32)
 
@@ -94,8 +96,8 @@ def quantize_columns(weight: Floats) -> ColumnWeights:
         largest = np.abs(piece).max(axis=1)
         if not np.isfinite(largest).all():
             raise ExportError(_NOT_FINITE)
-        values[first:last] = np.rint(piece * _divided(127.0, largest)[:, None])
-        scales[first:last] = largest / 127
+        values[first:last] = np.rint(piece * _divided(float(top), largest)[:, None])
+        scales[first:last] = largest / top
 
     _in_pieces(rows, _PIECE // columns, work)
     return ColumnWeights(np.ascontiguousarray(values.T), scales)

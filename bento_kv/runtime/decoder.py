@@ -74,7 +74,12 @@ class OnnxDecoder:
         even = self.manifest.precision == "int4"
         graphs = [
             PackedSession(
-                open_session(directory / file, threads=threads, providers=providers),
+                open_session(
+                    directory / file,
+                    threads=threads,
+                    providers=providers,
+                    reduced_range=self.manifest.reduce_range,
+                ),
                 self.cache,
                 vocab_size,
                 bias,

@@ -22,7 +22,7 @@ from onnx import TensorProto, helper, numpy_helper
 from bento_kv.errors import VerificationError
 from bento_kv.manifest import Check, Manifest, TensorSpec, sha256
 from bento_kv.onnx_file import nested_graphs
-from bento_kv.quantization import BlockWeights, ColumnWeights
+from bento_kv.quantization import REDUCED_RANGE, BlockWeights, ColumnWeights
 from bento_kv.verify.checks import holds
 from bento_kv.verify.floats import TWIN_DATA, FloatWeights, NotReducible
 from bento_kv.verify.integers import Dataflow, Integers
@@ -73,7 +73,8 @@ def make_twin(directory: Path, manifest: Manifest, reference: WeightReference, t
     try:
         with (target / TWIN_DATA).open("wb") as data:
             floats = FloatWeights(manifest.weights, reference, data)
-            prints = [_Graph(directory, name, floats, errors).write(target / name) for name in manifest.graphs]
+            graphs = [_Graph(directory, name, manifest, floats, errors) for name in manifest.graphs]
+            prints = [graph.write(target / name) for graph, name in zip(graphs, manifest.graphs, strict=True)]
     except NotReducible as error:
         return [_twin_check([str(error)], errors)]
     except OSError as error:
@@ -114,8 +115,11 @@ def _twin_check(faults: list[str], errors: WeightErrors) -> Check:
 class _Graph:
     """One graph of the decoder, on its way to being a twin."""
 
-    def __init__(self, directory: Path, name: str, floats: FloatWeights, errors: WeightErrors) -> None:
+    def __init__(
+        self, directory: Path, name: str, manifest: Manifest, floats: FloatWeights, errors: WeightErrors
+    ) -> None:
         self._directory = directory
+        self._reduced = manifest.reduce_range
         self._name = name
         self._model = onnx.load(directory / name, format="protobuf", load_external_data=False)
         self._tensors = {tensor.name: tensor for tensor in self._model.graph.initializer}
@@ -225,6 +229,11 @@ class _Graph:
         if values.dtype != np.int8 or values.shape != floats.shape or scales.shape != floats.shape[:1]:
             raise NotReducible(
                 f"{self._name}: {name} is {values.dtype} {list(values.shape)}, the reference's {list(floats.shape)}"
+            )
+        if self._reduced and (values.min() < -REDUCED_RANGE or values.max() > REDUCED_RANGE):
+            raise NotReducible(
+                f"{self._name}: values of {name} are beyond {REDUCED_RANGE}, though the manifest says that their range is "
+                "reduced: their products may overflow"
             )
         quantized = ColumnWeights(values.astype(np.int8, copy=False).T, scales.astype(np.float32, copy=False))
         self._errors.see(name, floats, quantized)

@@ -11,6 +11,7 @@ from pathlib import Path
 import onnx
 import pytest
 
+from bento_kv.manifest import Manifest
 from tests.damage import flip_weight_byte
 
 PROGRAM = Path(sys.executable).parent / "bento-kv"
@@ -58,6 +59,7 @@ def test_from_a_model_to_text(tiny_source: Path, tmp_path: Path) -> None:
 
 def test_how_int4_is_stored_can_be_chosen(tiny_source: Path, tmp_path: Path) -> None:
     options = ["--block-size", "32", "--asymmetric", "--method", "rtn", "--head-bits", "4", "--edge-layers", "1"]
+    options += ["--full-range"]
     exported = _run("export", tiny_source, "-o", tmp_path / "decoder", "--precision", "int4", *options)
     assert exported.returncode == 0, exported.stderr
     # Both layers are at an edge, so that the head alone is left to have blocks.
@@ -65,6 +67,7 @@ def test_how_int4_is_stored_can_be_chosen(tiny_source: Path, tmp_path: Path) -> 
     (head,) = [node for node in nodes if node.op_type == "MatMulNBits"]
     assert {a.name: a.i for a in head.attribute}.items() >= {"bits": 4, "block_size": 32}.items()
     assert any(name.endswith(".zero_points") for name in head.input)
+    assert not Manifest.read(tmp_path / "decoder").reduce_range
 
 
 def test_a_proof_that_fails_is_exit_1(tiny_source: Path, tiny_decoder: Path) -> None:

@@ -130,14 +130,15 @@ def test_magnitudes_at_the_end_of_the_range_stay_finite(scale: float) -> None:
     assert np.isfinite(columns.dequantize()).all()
 
 
-def test_columns_have_a_scale_each() -> None:
+@pytest.mark.parametrize(("reduce_range", "top"), [(False, 127), (True, 64)])
+def test_columns_have_a_scale_each(reduce_range: bool, top: int) -> None:
     weight = _weight() * np.geomspace(1e-3, 1e3, 48, dtype=np.float32)[:, None]
-    columns = quantize_columns(weight)
+    columns = quantize_columns(weight, reduce_range=reduce_range)
     assert columns.values.shape == (192, 48)
-    assert columns.values.min() >= -127
+    assert columns.values.min() >= -top
     errors = np.abs(columns.dequantize() - weight)
     assert (errors <= 0.501 * columns.scales[:, None]).all()
-    assert (np.abs(columns.values).max(axis=0) == 127).all()
+    assert (np.abs(columns.values).max(axis=0) == top).all()
 
 
 def test_what_is_no_number_is_refused() -> None:

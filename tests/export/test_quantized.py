@@ -126,8 +126,28 @@ def test_what_is_not_known_is_refused(source: Path, tmp_path: Path) -> None:
         export(str(source), tmp_path / "decoder", precision="int5")
     with pytest.raises(ExportError, match="kv_cache 'fp16' is not one of"):
         export(str(source), tmp_path / "decoder", kv_cache="fp16")
-    with pytest.raises(ExportError, match="int4, not for int8"):
-        export(str(source), tmp_path / "decoder", precision="int8", quantization=Quantization())
+    for precision, how in (("int8", Quantization(block_size=32)), ("fp32", Quantization())):
+        with pytest.raises(ExportError, match=f"int4, not for {precision}"):
+            export(str(source), tmp_path / "decoder", precision=precision, quantization=how)
+
+
+@pytest.mark.parametrize(
+    ("precision", "how", "top"),
+    [
+        ("int4", None, 64),
+        ("int4", Quantization(reduce_range=False), 127),
+        ("int8", None, 127),
+        ("int8", Quantization(reduce_range=True), 64),
+    ],
+)
+def test_the_range_of_columns(precision: str, how: Quantization | None, top: int, source: Path, tmp_path: Path) -> None:
+    manifest = export(str(source), tmp_path / "decoder", precision=precision, quantization=how)
+    assert manifest.reduce_range == (top == 64)
+    for name in manifest.graphs:
+        graph = onnx.load(tmp_path / "decoder" / name).graph
+        columns = [onnx.numpy_helper.to_array(t) for t in graph.initializer if t.name.endswith(".q8")]
+        assert columns
+        assert {int(np.abs(values.astype(int)).max()) for values in columns} == {top}
 
 
 def test_zero_points_are_made_once_for_all_layers(source: Path, tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from bento_kv.errors import BentoKVError, DecoderError, IntegrityError
+from bento_kv.quantization import FULL_RANGE, REDUCED_RANGE
 from bento_kv.runtime.session import (
     available_cpus,
     available_memory,
@@ -109,10 +110,11 @@ def test_a_file_that_is_no_graph(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("tokens", [1, 2, 16])
-def test_products_of_integers_are_exact_on_any_processor(tokens: int, tmp_path: Path) -> None:
-    """Of the largest activations and weights, two at a time, the sum does not fit into 16 bits."""
+@pytest.mark.parametrize("top", [FULL_RANGE, REDUCED_RANGE])
+def test_products_of_integers_are_exact_on_any_processor(top: int, tokens: int, tmp_path: Path) -> None:
+    """Of the largest activations and weights, two at a time, the sum does not fit into 16 bits in the full range."""
     rng = np.random.default_rng(0)
-    weight = rng.choice([-127, 127, 3], (32, 256)).astype(np.int8)
+    weight = rng.choice([-top, top, 3], (32, 256)).astype(np.int8)
     constants = {
         "weight": weight,
         "one": np.float32(1),
@@ -134,5 +136,6 @@ def test_products_of_integers_are_exact_on_any_processor(tokens: int, tmp_path: 
     domains = [helper.make_opsetid("", 21), helper.make_opsetid("com.microsoft", 1)]
     onnx.save(helper.make_model(graph, opset_imports=domains, ir_version=10), tmp_path / "product.onnx")
     x = rng.choice([0, 255, 250], (tokens, 256)).astype(np.uint8)
-    (y,) = open_session(tmp_path / "product.onnx").run(None, {"x": x})
+    session = open_session(tmp_path / "product.onnx", reduced_range=top == REDUCED_RANGE)
+    (y,) = session.run(None, {"x": x})
     assert np.array_equal(y, (x.astype(np.int64) - 128) @ weight.T.astype(np.int64))

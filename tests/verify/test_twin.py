@@ -56,6 +56,16 @@ def test_two_graphs_have_one_twin(pair: Path, tiny_source: Path, tmp_path: Path)
     assert stored < 1.5 * sum(file.stat().st_size for file in (tiny_source).glob("*.safetensors"))
 
 
+def test_weights_beyond_the_range_that_the_manifest_says_are_found(
+    pair: Path, tiny_source: Path, tmp_path: Path
+) -> None:
+    """Their products would overflow on some processors, as the session is not asked to be precise."""
+    change_graph(pair, lambda _: None, manifest={"reduce_range": True})
+    check = _twin(pair, tiny_source, tmp_path / "twin")["float-twin"]
+    assert not check.passed
+    assert "beyond 64, though the manifest says that their range is reduced" in check.explain
+
+
 def _scale(model: onnx.ModelProto) -> None:
     set_attention(model, 1, "scale", 0.2)
 

@@ -40,6 +40,8 @@ class Quantization:
         head_bits: of the weights that make the logits, and of the embedding where they are tied: 8, in columns, or 4, in
             blocks.
         edge_layers: so many of the first layers, and of the last, keep 8 bits, in columns: where a model is hurt most.
+        reduce_range: columns use 7 of their 8 bits. On processors without VNNI their products are faster then, and weights
+            need not be converted when a graph is opened; nothing to `int4` blocks, and coarser only than 8 bits.
     """
 
     bits: int = 4
@@ -48,6 +50,7 @@ class Quantization:
     method: Method = "search"
     head_bits: int = 8
     edge_layers: int = 0
+    reduce_range: bool = True
 
 
 @dataclass(slots=True)
@@ -113,7 +116,7 @@ def use_blocks(model: ir.Model, weights: Weights, how: Quantization) -> None:
         if name == weights.head:
             _head(model, node, weights, how, tokens)
         elif name in edges:
-            _column_matmul(model, node, weights, tokens)
+            _column_matmul(model, node, weights, how, tokens)
         elif name in weights.floats:
             _block_matmul(model, node, weights, how, how.bits)
     _embed(model, weights, how)
@@ -127,13 +130,13 @@ def use_columns(model: ir.Model, weights: Weights, how: Quantization) -> None:
         if name == weights.head:
             _head(model, node, weights, how, tokens)
         elif name in weights.floats:
-            _column_matmul(model, node, weights, tokens)
+            _column_matmul(model, node, weights, how, tokens)
     _embed(model, weights, how)
 
 
 def _head(model: ir.Model, node: ir.Node, weights: Weights, how: Quantization, tokens: _Tokens) -> None:
     if how.head_bits == COLUMN_BITS:
-        _column_matmul(model, node, weights, tokens)
+        _column_matmul(model, node, weights, how, tokens)
     else:
         _block_matmul(model, node, weights, how, how.head_bits)
 
@@ -209,11 +212,11 @@ def _blocks(floats: NDArray[np.float32], bits: int, size: int, how: Quantization
     return arrays
 
 
-def _column_matmul(model: ir.Model, node: ir.Node, weights: Weights, tokens: _Tokens) -> None:
+def _column_matmul(model: ir.Model, node: ir.Node, weights: Weights, how: Quantization, tokens: _Tokens) -> None:
     name, x = _name(node), node.inputs[0]
     assert x is not None
     values, scales = tokens.quantized(x, node)
-    arrays = weights.stored(name, "columns", _columns)
+    arrays = _stored_columns(weights, name, how)
     weight, column_scales = (_initializer(model, f"{name}.{part}", array) for part, array in arrays.items())
     # Stored by output, as an embedding needs it; the runtime turns it round once, when it loads the graph.
     turned = ir.node("Transpose", [weight], {"perm": [1, 0]}, name=f"{name}/Transpose")
@@ -233,8 +236,12 @@ def _column_matmul(model: ir.Model, node: ir.Node, weights: Weights, tokens: _To
     stand_in(model, node, [turned, product, scaled], [(node.outputs[0], scaled.outputs[0])])
 
 
-def _columns(floats: NDArray[np.float32]) -> dict[str, NDArray[np.generic]]:
-    made = quantize_columns(np.ascontiguousarray(floats.T))
+def _stored_columns(weights: Weights, name: str, how: Quantization) -> dict[str, NDArray[np.generic]]:
+    return weights.stored(name, "columns", lambda floats: _columns(floats, how))
+
+
+def _columns(floats: NDArray[np.float32], how: Quantization) -> dict[str, NDArray[np.generic]]:
+    made = quantize_columns(np.ascontiguousarray(floats.T), reduce_range=how.reduce_range)
     return {"q8": np.ascontiguousarray(made.values.T), "column_scales": made.scales}
 
 
@@ -292,7 +299,7 @@ def _scalar(model: ir.Model, name: str, value: NDArray[np.generic] | np.generic)
 def _embed(model: ir.Model, weights: Weights, how: Quantization) -> None:
     """Look tokens up in the head's own weights, where they are tied."""
     if how.head_bits == COLUMN_BITS:
-        _embed_from_columns(model, weights)
+        _embed_from_columns(model, weights, how)
     else:
         _embed_from_blocks(model, weights, how)
 
@@ -338,11 +345,11 @@ def _embed_from_blocks(model: ir.Model, weights: Weights, how: Quantization) -> 
         stand_in(model, node, [rows], [(node.outputs[0], rows.outputs[0])])
 
 
-def _embed_from_columns(model: ir.Model, weights: Weights) -> None:
+def _embed_from_columns(model: ir.Model, weights: Weights, how: Quantization) -> None:
     """Look tokens up in the head's int8 weights, and scale them."""
     for node in _embeddings(model, weights):
         name = str(weights.head)
-        arrays = weights.stored(name, "columns", _columns)
+        arrays = _stored_columns(weights, name, how)
         values, scales = (_initializer(model, f"{name}.{part}", array) for part, array in arrays.items())
         rows = ir.node("Gather", [values, node.inputs[1]], {"axis": 0}, name=f"{name}/rows")
         floats = ir.node("Cast", [rows.outputs[0]], {"to": ir.DataType.FLOAT}, name=f"{name}/floats")
