@@ -13,6 +13,9 @@ import pytest
 os.environ["BENTOML_HOME"] = tempfile.mkdtemp(prefix="bento_kv-tests-")
 os.environ["BENTOML_DO_NOT_TRACK"] = "True"
 os.environ["HF_HUB_OFFLINE"] = "1"
+# Before torch is imported: where test processes share the cores, threads of torch wait for each other, a fifth of the time.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
 def pytest_sessionfinish() -> None:

@@ -8,7 +8,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
@@ -76,63 +76,112 @@ def export(
     known = _one_of("precision", precision, PRECISIONS)
     elements = _one_of("kv_cache", kv_cache, KV_CACHES)
     how = _way(known, quantization)
+    _check_opset(opset)
+    check_target(directory, force=force)
+    progress(f"reading {source}")
+    read = _Read.of(source, progress)
+    length = _length(read.source, read.facts, max_length)
+    with _staged(directory, force=force) as staging:
+        made = _graphs(read, known, elements, how, length, opset, progress)
+        progress("writing weights")
+        save(made.graphs, staging, contract.DATA_FILE)
+        write_companions(read.source, read.tokenizer, read.generation, staging)
+        last = list(made.graphs.values())[-1]
+        record = contract.Manifest(
+            source=read.origin(),
+            architecture=type(read.model).__name__,
+            layout="in-place",
+            precision=known,
+            kv_cache=elements,
+            graphs=tuple(made.graphs),
+            opset={domain or "ai.onnx": version for domain, version in last.opset_imports.items()},
+            ir_version=last.ir_version,
+            inputs=tuple(_spec(value) for value in last.graph.inputs),
+            outputs=tuple(_spec(value) for value in last.graph.outputs),
+            layers=read.facts.layers,
+            vocab_size=read.facts.vocab_size,
+            max_length=length,
+            token_ids=token_ids(read.tokenizer, read.generation),
+            files=contract.hash_files(staging),
+            versions=contract.versions_of(_PACKAGES),
+            passes=made.passes,
+            weights=made.weights,
+            reduce_range=bool(made.weights) and how.reduce_range,
+            created=datetime.now(UTC).isoformat(timespec="seconds"),
+        )
+        record.write(staging)
+    return record
+
+
+@dataclass(frozen=True, slots=True)
+class _Read:
+    """A model source, read."""
+
+    source: ModelSource
+    tokenizer: Any
+    generation: Any
+    model: Any
+    facts: Survey
+
+    @classmethod
+    def of(cls, source: str, progress: Progress) -> _Read:
+        found = ModelSource.find(source)
+        config = load_config(found)
+        tokenizer = load_tokenizer(found)
+        generation = load_generation_config(found, config)
+        model = load_model(found, config, progress)
+        facts = survey(model)
+        fix_rotary(model)
+        return cls(found, tokenizer, generation, model, facts)
+
+    def origin(self) -> contract.Source:
+        found = self.source
+        return contract.Source(id=found.id, revision=found.revision, weights_sha256=found.weights_sha256())
+
+
+@dataclass(frozen=True, slots=True)
+class _Made:
+    """The graphs by file name, the one for prompts first; see the manifest for the rest."""
+
+    graphs: dict[str, ir.Model]
+    weights: dict[str, tuple[str, ...]]
+    passes: dict[str, int]
+
+
+def _graphs(
+    read: _Read,
+    precision: contract.Precision,
+    kv_cache: contract.KvCache,
+    how: Quantization,
+    length: int,
+    opset: int,
+    progress: Progress,
+) -> _Made:
+    """Trace the model and make of it what is stored."""
+    model, facts = read.model, read.facts
+    progress(f"tracing {type(model).__name__}, {len(facts.layers)} layers")
+    graph = to_onnx(model, facts.layers, opset, facts.rotations)
+    # Only what is quantized has to be found again.
+    sought = () if precision == "fp32" else model.named_parameters()
+    origins = Origins({name: each.detach().numpy() for name, each in sought if each.ndim == 2})
+    passes = optimize(graph, length, length + contract.spare_positions(facts.group), origins)
+    if kv_cache == "int8":
+        progress("finding the ranges of keys and values")
+        quantize_cache(graph, cache_scales(model, read.tokenizer, length))
+    graphs, weights = _quantized(graph, precision, how, origins, progress)
+    for each in graphs.values():
+        passes["group_queries"] = group_queries(each)
+        clean_up(each)
+    return _Made(graphs, weights, passes)
+
+
+def _check_opset(opset: int) -> None:
     newest = onnx.defs.onnx_opset_version()
     if not MIN_OPSET <= opset <= newest:
         raise ExportError(
             f"opset {opset} is not between {MIN_OPSET}, which the decoder's operators need, and {newest}, which the "
             "installed onnx knows"
         )
-    check_target(directory, force=force)
-    progress(f"reading {source}")
-    found = ModelSource.find(source)
-    config = load_config(found)
-    tokenizer = load_tokenizer(found)
-    generation = load_generation_config(found, config)
-    model = load_model(found, config, progress)
-    facts = survey(model)
-    fix_rotary(model)
-    length = _length(found, facts, max_length)
-    with _staged(directory, force=force) as staging:
-        progress(f"tracing {type(model).__name__}, {len(facts.layers)} layers")
-        graph = to_onnx(model, facts.layers, opset, facts.rotations)
-        # Only what is quantized has to be found again.
-        sought = () if known == "fp32" else model.named_parameters()
-        origins = Origins({name: each.detach().numpy() for name, each in sought if each.ndim == 2})
-        passes = optimize(graph, length, length + contract.spare_positions(facts.group), origins)
-        if elements == "int8":
-            progress("finding the ranges of keys and values")
-            quantize_cache(graph, cache_scales(model, tokenizer, length))
-        graphs, weights = _quantized(graph, known, how, origins, progress)
-        for each in graphs.values():
-            passes["group_queries"] = group_queries(each)
-            clean_up(each)
-        progress("writing weights")
-        save(graphs, staging, contract.DATA_FILE)
-        write_companions(found, tokenizer, generation, staging)
-        record = contract.Manifest(
-            source=contract.Source(id=found.id, revision=found.revision, weights_sha256=found.weights_sha256()),
-            architecture=type(model).__name__,
-            layout="in-place",
-            precision=known,
-            kv_cache=elements,
-            graphs=tuple(graphs),
-            opset={domain or "ai.onnx": version for domain, version in graph.opset_imports.items()},
-            ir_version=graph.ir_version,
-            inputs=tuple(_spec(value) for value in graph.graph.inputs),
-            outputs=tuple(_spec(value) for value in graph.graph.outputs),
-            layers=facts.layers,
-            vocab_size=facts.vocab_size,
-            max_length=length,
-            token_ids=token_ids(tokenizer, generation),
-            files=contract.hash_files(staging),
-            versions=contract.versions_of(_PACKAGES),
-            passes=passes,
-            weights=weights,
-            reduce_range=bool(weights) and how.reduce_range,
-            created=datetime.now(UTC).isoformat(timespec="seconds"),
-        )
-        record.write(staging)
-    return record
 
 
 Choice = TypeVar("Choice", bound=str)

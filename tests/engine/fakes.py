@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
 
+from bento_kv.engine.deadlines import Deadlines
 from bento_kv.engine.engine import Engine
 from bento_kv.engine.request import FinishReason, Request, SamplingParams, StepOutput, TokenLogprobs
 from bento_kv.engine.sampler import Sampler
@@ -177,12 +178,14 @@ class Client:
     params: SamplingParams
     priority: int = 0
     cache_salt: str | None = None
+    deadlines: Deadlines = field(default_factory=Deadlines)
     text: str = ""
     token_ids: tuple[int, ...] = ()
     logprobs: tuple[TokenLogprobs, ...] = ()
     finish_reason: FinishReason | None = None
     stop_reason: str | int | None = None
     error: str | None = None
+    timeout: str | None = None
 
     @property
     def request(self) -> Request:
@@ -193,6 +196,7 @@ class Client:
             emit=self.hear,
             priority=self.priority,
             cache_salt=self.cache_salt,
+            deadlines=self.deadlines,
         )
 
     @property
@@ -205,6 +209,7 @@ class Client:
         self.token_ids += output.token_ids
         self.logprobs += output.logprobs
         self.finish_reason, self.stop_reason, self.error = output.finish_reason, output.stop_reason, output.error
+        self.timeout = output.timeout
 
 
 def client(prompt: str = "hello\n", request_id: str = "r", **params: object) -> Client:

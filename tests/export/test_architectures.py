@@ -27,6 +27,10 @@ def test_exported_decoder_is_proven(architecture: str, tmp_path: Path) -> None:
     nodes = attention_nodes(onnx.load(tmp_path / "decoder" / MODEL_FILE, load_external_data=False))
     windows = [a.i for node in nodes for a in node.attribute if a.name == "local_window_size"]
     assert bool(windows) == ("sliding_window" in CONFIGS[architecture])
+    # Heads are grouped where they share keys, unless windows slide.
+    grouped = "num_key_value_heads" in CONFIGS[architecture] and not windows
+    assert (manifest.group, manifest.passes["group_queries"]) == ((2, 2) if grouped else (1, 0))
+    assert manifest.spare == 1
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
+from functools import cache
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import pytest
@@ -32,17 +35,29 @@ GROUPS = {
 IDS = np.random.default_rng(0).integers(0, 250, 60).tolist()
 
 
-def exported(tmp_path: Path, architecture: str, *, kv_cache: str = "fp32", precision: str = "fp32") -> Path:
-    heads, kv_heads = GROUPS[architecture]
-    source = save_model(
-        tmp_path / "source",
-        architecture,
-        num_attention_heads=heads,
-        num_key_value_heads=kv_heads,
-        hidden_size=16 * heads,
-    )
-    export(str(source), tmp_path / "decoder", precision=precision, kv_cache=kv_cache)
-    return tmp_path / "decoder"
+class Exported(Protocol):
+    """Decoders of `GROUPS`, read only, each exported when it is first asked for; the source stands beside it."""
+
+    def __call__(self, architecture: str, *, kv_cache: str = "fp32", precision: str = "fp32") -> Path: ...
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
+    @cache
+    def make(architecture: str, *, kv_cache: str = "fp32", precision: str = "fp32") -> Path:
+        folder = tmp_path_factory.mktemp(architecture)
+        heads, kv_heads = GROUPS[architecture]
+        source = save_model(
+            folder / "source",
+            architecture,
+            num_attention_heads=heads,
+            num_key_value_heads=kv_heads,
+            hidden_size=16 * heads,
+        )
+        export(str(source), folder / "decoder", precision=precision, kv_cache=kv_cache)
+        return folder / "decoder"
+
+    return make
 
 
 def whole(decoder: OnnxDecoder, ids: list[int]) -> NDArray[np.float32]:
@@ -57,8 +72,8 @@ def one_by_one(decoder: OnnxDecoder, ids: list[int], prompt: int, slot: int = 1)
 
 @pytest.mark.parametrize("kv_cache", ["fp32", "int8"])
 @pytest.mark.parametrize("architecture", sorted(GROUPS))
-def test_token_by_token_is_one_step_over_all(architecture: str, kv_cache: str, tmp_path: Path) -> None:
-    directory = exported(tmp_path, architecture, kv_cache=kv_cache)
+def test_token_by_token_is_one_step_over_all(architecture: str, kv_cache: str, exported: Exported) -> None:
+    directory = exported(architecture, kv_cache=kv_cache)
     heads, kv_heads = GROUPS[architecture]
     assert Manifest.read(directory).group == heads // kv_heads
     decoder = OnnxDecoder(directory, slots=3, exact="full")
@@ -71,21 +86,21 @@ def test_token_by_token_is_one_step_over_all(architecture: str, kv_cache: str, t
 
 
 @pytest.mark.parametrize(("architecture", "grouped"), [("llama", False), ("qwen2", True)])
-def test_large_groups_are_exact_in_mode_batch_too(architecture: str, grouped: bool, tmp_path: Path) -> None:
+def test_large_groups_are_exact_in_mode_batch_too(architecture: str, grouped: bool, exported: Exported) -> None:
     """And small ones are not: they take the kernel for single queries, which is faster for them."""
-    decoder = OnnxDecoder(exported(tmp_path, architecture), slots=2, exact="batch", threads=2)
+    decoder = OnnxDecoder(exported(architecture), slots=2, exact="batch", threads=2)
     assert np.array_equal(one_by_one(decoder, IDS, 7), whole(decoder, IDS)) == grouped
 
 
-def test_many_threads_for_few_heads_of_keys_take_the_kernel_for_single_queries(tmp_path: Path) -> None:
-    decoder = OnnxDecoder(exported(tmp_path, "qwen2"), slots=2, exact="batch", threads=3)
+def test_many_threads_for_few_heads_of_keys_take_the_kernel_for_single_queries(exported: Exported) -> None:
+    decoder = OnnxDecoder(exported("qwen2"), slots=2, exact="batch", threads=3)
     assert not np.array_equal(one_by_one(decoder, IDS, 7), whole(decoder, IDS))
 
 
 @pytest.mark.parametrize("exact", ["batch", "full"])
-def test_rows_of_any_length_share_a_step(exact: Exactness, tmp_path: Path) -> None:
+def test_rows_of_any_length_share_a_step(exact: Exactness, exported: Exported) -> None:
     """Some come, some sit out, some rewind, some take several tokens at a time: each gets what it gets alone."""
-    directory = exported(tmp_path, "qwen2", precision="int4")
+    directory = exported("qwen2", precision="int4")
     rng = np.random.default_rng(1)
     rows = {slot: rng.integers(0, 250, 60).tolist() for slot in range(4)}
     alone = OnnxDecoder(directory, slots=1, exact=exact, threads=2)
@@ -113,27 +128,22 @@ def test_rows_of_any_length_share_a_step(exact: Exactness, tmp_path: Path) -> No
             assert np.array_equal(got, expected[row.slot][row.start : row.start + row.logits])
 
 
-def test_a_slot_can_be_filled_to_its_last_position(tmp_path: Path) -> None:
-    directory = exported(tmp_path, "cohere")
+def test_a_slot_can_be_filled_to_its_last_position(exported: Exported) -> None:
+    directory = exported("cohere")
     decoder = OnnxDecoder(directory, slots=2, max_length=48, exact="full")
     assert np.array_equal(one_by_one(decoder, IDS[:48], 2), whole(decoder, IDS[:48]))
 
 
-@pytest.mark.parametrize("architecture", ["gpt2", "gpt_neox", "gemma2", "gpt_oss", "mistral"])
-def test_where_no_keys_are_shared_or_windows_slide_or_heads_have_sinks_nothing_changes(
-    architecture: str, tmp_path: Path
-) -> None:
-    manifest = export(str(save_model(tmp_path / "source", architecture)), tmp_path / "decoder")
-    assert (manifest.group, manifest.spare, manifest.passes["group_queries"]) == (1, 1, 0)
-
-
 @pytest.mark.parametrize("form", ["grouped", "apart"])
 @pytest.mark.parametrize("architecture", ["llama", "qwen2"])
-def test_a_fault_in_either_form_fails_the_proof(architecture: str, form: str, tmp_path: Path) -> None:
-    directory = exported(tmp_path, architecture)
+def test_a_fault_in_either_form_fails_the_proof(
+    architecture: str, form: str, exported: Exported, tmp_path: Path
+) -> None:
+    decoder = exported(architecture)
+    directory = Path(shutil.copytree(decoder, tmp_path / "decoder"))
 
     def reference(manifest: Manifest) -> TorchReference:
-        return TorchReference(str(tmp_path / "source"), manifest)
+        return TorchReference(str(decoder.parent / "source"), manifest)
 
     assert prove(directory, reference).passed
 

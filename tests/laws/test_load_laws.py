@@ -1,14 +1,16 @@
-"""Laws 1 to 5 under a load that a machine thinks up: arrivals, aborts, lengths, priorities, shared prefixes and salts.
+"""Laws 1 to 5 under a load that a machine thinks up: arrivals, aborts, deadlines, lengths, priorities, shared prefixes, salts.
 
 Whatever it does, each request ends with the result that it has alone in an engine without chunks, neighbours and a prefix
-cache, log-probabilities included, bit for bit; or with a beginning of it, if it was aborted or its step failed.
+cache, log-probabilities included, bit for bit; or with a beginning of it, if it was aborted, its time was up or its step failed.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
+from unittest import mock
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -22,7 +24,9 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from bento_kv.engine import core
 from bento_kv.engine.config import EngineConfig
+from bento_kv.engine.deadlines import Deadlines
 from bento_kv.engine.engine import Engine
 from bento_kv.engine.request import Decoder, SamplingParams
 from bento_kv.plan import Exactness, StepPlan
@@ -80,6 +84,15 @@ class Flaky:
         return self.decoder.step(plan)
 
 
+class Clock:
+    """What the engine asks whether time is up: the real one, or some seconds ahead of it."""
+
+    ahead = 0.0
+
+    def perf_counter(self) -> float:
+        return time.perf_counter() + self.ahead
+
+
 class UnderLoad(RuleBasedStateMachine):
     """One engine under load; subclasses say on which decoder."""
 
@@ -97,16 +110,29 @@ class UnderLoad(RuleBasedStateMachine):
         values = {name: getattr(config, name) for name in config.__slots__} | {"exact": self.exact}
         self.engine = Engine(self.decoder, spell, EngineConfig(**values))  # type: ignore[arg-type]
         self.clients: list[Client] = []
+        self.clock = Clock()
+        self.watched = mock.patch.object(core, "time", self.clock)
+        self.watched.start()
 
     @rule(
         prompt_ids=prompts,
         asked=st.lists(params, min_size=1, max_size=3),
         priority=st.integers(-2, 2),
         salt=st.sampled_from([None, None, "salt"]),
+        max_time=st.sampled_from([None, None, 600.0]),
     )
-    def submit(self, prompt_ids: tuple[int, ...], asked: list[SamplingParams], priority: int, salt: str | None) -> None:
+    def submit(
+        self,
+        prompt_ids: tuple[int, ...],
+        asked: list[SamplingParams],
+        priority: int,
+        salt: str | None,
+        max_time: float | None = None,
+    ) -> None:
         """A request, or several choices of one."""
-        group = [Client(f"r{len(self.clients) + i}", prompt_ids, one, priority, salt) for i, one in enumerate(asked)]
+        ends = Deadlines(max_time=max_time)
+        number = len(self.clients)
+        group = [Client(f"r{number + i}", prompt_ids, one, priority, salt, ends) for i, one in enumerate(asked)]
         self.engine.submit_all([client.request for client in group])
         self.clients += group
 
@@ -134,6 +160,18 @@ class UnderLoad(RuleBasedStateMachine):
         self.engine.step()
         assert client.finish_reason is not None
 
+    @rule()
+    def let_time_pass(self) -> None:
+        """An hour: whoever waits or runs with a deadline ends in the next step, and nobody else does for that."""
+        self.clock.ahead = 3600.0
+        self.engine.step()
+        self.clock.ahead = 0.0
+        for client in self.clients:
+            if client.deadlines.max_time is None:
+                assert client.timeout is None
+            else:
+                assert client.finish_reason is not None
+
     @rule(steps=st.integers(1, 4))
     def fail(self, steps: int) -> None:
         """One step, which its rows survive when they are tried alone; or some of these trials as well."""
@@ -146,17 +184,18 @@ class UnderLoad(RuleBasedStateMachine):
     def teardown(self) -> None:
         if not hasattr(self, "engine"):
             return
+        self.watched.stop()
         self.decoder.fails = 0
         run_to_end(self.engine)
         stats = self.engine.stats()
         assert (stats.running, stats.waiting, stats.kv_tokens_used, stats.kv_tokens_reserved) == (0, 0, 0, 0)
         for client in self.clients:
             whole = self.alone(client.prompt_ids, client.params)
-            if client.finish_reason in ("stop", "length"):
+            if client.finish_reason in ("stop", "length") and client.timeout is None:
                 assert client.result == whole.result
             else:
                 length = len(client.token_ids)
-                assert client.finish_reason in ("abort", "error")
+                assert client.timeout or client.finish_reason in ("abort", "error")
                 assert client.token_ids == whole.token_ids[:length]
                 assert client.logprobs == whole.logprobs[:length]
 
