@@ -78,7 +78,7 @@ class OnnxDecoder:
                     directory / file,
                     threads=threads,
                     providers=providers,
-                    reduced_range=self.manifest.reduce_range,
+                    reduce_range=self.manifest.reduce_range,
                 ),
                 self.cache,
                 vocab_size,

@@ -80,7 +80,7 @@ def open_session(
     *,
     threads: int | None = None,
     providers: Sequence[str] | None = None,
-    reduced_range: bool = False,
+    reduce_range: bool = False,
 ) -> ort.InferenceSession:
     """Load a graph for serving.
 
@@ -88,7 +88,7 @@ def open_session(
         model: the ONNX file; external data stands beside it.
         threads: of one step; `available_cpus()` unless set.
         providers: execution providers in order of preference; the CPU's unless set.
-        reduced_range: its int8 weights keep to `quantization.REDUCED_RANGE`.
+        reduce_range: its int8 weights keep to `quantization.REDUCED_RANGE`.
 
     Raises:
         DecoderError: a provider is not in the installed runtime, or the runtime refuses the graph.
@@ -111,7 +111,7 @@ def open_session(
     # Without VNNI instructions, products of uint8 and int8 saturate in 16 bits, unless the range of weights is reduced. Asked
     # to be precise there, the runtime takes a kernel that does not, in prompts about a third slower, for which it converts
     # all weights when it opens the graph; where there are such instructions, nothing changes.
-    options.add_session_config_entry("session.x64quantprecision", "0" if reduced_range else "1")
+    options.add_session_config_entry("session.x64quantprecision", "0" if reduce_range else "1")
     try:
         session = ort.InferenceSession(str(model), options, providers=wanted)
     except Exception as error:  # onnxruntime's exceptions share no base class of their own

@@ -73,8 +73,9 @@ def make_twin(directory: Path, manifest: Manifest, reference: WeightReference, t
     try:
         with (target / TWIN_DATA).open("wb") as data:
             floats = FloatWeights(manifest.weights, reference, data)
-            graphs = [_Graph(directory, name, manifest, floats, errors) for name in manifest.graphs]
-            prints = [graph.write(target / name) for graph, name in zip(graphs, manifest.graphs, strict=True)]
+            prints = [
+                _Graph(directory, name, manifest, floats, errors).write(target / name) for name in manifest.graphs
+            ]
     except NotReducible as error:
         return [_twin_check([str(error)], errors)]
     except OSError as error:

@@ -136,6 +136,6 @@ def test_products_of_integers_are_exact_on_any_processor(top: int, tokens: int, 
     domains = [helper.make_opsetid("", 21), helper.make_opsetid("com.microsoft", 1)]
     onnx.save(helper.make_model(graph, opset_imports=domains, ir_version=10), tmp_path / "product.onnx")
     x = rng.choice([0, 255, 250], (tokens, 256)).astype(np.uint8)
-    session = open_session(tmp_path / "product.onnx", reduced_range=top == REDUCED_RANGE)
+    session = open_session(tmp_path / "product.onnx", reduce_range=top == REDUCED_RANGE)
     (y,) = session.run(None, {"x": x})
     assert np.array_equal(y, (x.astype(np.int64) - 128) @ weight.T.astype(np.int64))
