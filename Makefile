@@ -51,7 +51,7 @@ peers: $(BIN)/python ## install those engines, each in an environment of its own
 	$(BIN)/python -m benchmarks.peers.setup
 
 demo: .venv/.dev ## train the demo model again
-	$(BIN)/python -m bento_kv.demo.train --out build/demo --resume
+	$(BIN)/python -m recipes.demo.train --out build/demo --resume
 
 clean: ## remove what the targets made
 	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

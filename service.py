@@ -15,8 +15,8 @@ from bentoml.exceptions import BentoMLException
 from pydantic import BaseModel, ConfigDict, Field
 
 from bento_kv import EngineConfig, EngineMetrics, OnnxDecoderRunnable, RequireApiKey, VerifiedDecoder, openai_app
+from bento_kv.contract.plan import Exactness
 from bento_kv.errors import DecoderError, EngineClosedError, OutOfTimeError, QueueFullError, RequestError
-from bento_kv.plan import Exactness
 from bento_kv.server.protocol import MAX_PRIORITY
 
 

@@ -17,7 +17,7 @@ from benchmarks.process import WorkerError, WorkerProcess, busy_seconds, idle_lo
 from benchmarks.results import Cell, Loaded, Record
 from benchmarks.rounds import Rounds
 from benchmarks.shapes import SHAPES, write_model
-from bento_kv.manifest import machine
+from bento_kv.host import processor
 
 FILES = ROOT / "build" / "bench"
 MADE = "made"  # beside prepared files: the fingerprint of what made them
@@ -42,7 +42,7 @@ class Bench:
     def __init__(self, engines: list[Engine], *, threads: int, rounds: int, patience: float, quick: bool) -> None:
         self._threads, self._rounds, self._patience, self._quick = threads, rounds, patience, quick
         tell("memory bandwidth")
-        self.record = Record(machine=machine(), threads=threads, rounds=rounds, bandwidth=bandwidths(threads))
+        self.record = Record(machine=processor(), threads=threads, rounds=rounds, bandwidth=bandwidths(threads))
         self._engines = []
         for engine in engines:
             if reason := engine.absent:

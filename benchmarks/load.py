@@ -33,8 +33,9 @@ from benchmarks.loading.report import differences, summary
 from benchmarks.loading.server import ROOT, Server, serving
 from benchmarks.loading.work import FIRST_PLAIN_ID, LLAMAS, Ask, mixed, plain, poisson, random_llama
 from bento_kv import demo
-from bento_kv.manifest import machine, versions_of
-from bento_kv.tokenizer import Tokenizer
+from bento_kv.contract.manifest import versions_of
+from bento_kv.host import processor
+from bento_kv.text.tokenizer import Tokenizer
 
 HOME = ROOT / "build" / "load"
 RESULTS = ROOT / "benchmarks" / "results"
@@ -257,7 +258,7 @@ def run(options: argparse.Namespace) -> Json:
 
 def decoder_of(source: str, options: argparse.Namespace) -> Path:
     """The directory of the decoder that the server made of a source."""
-    from bento_kv.store import get, store_name
+    from bento_kv.bento.store import get, store_name
 
     return Path(get(store_name(source, options.precision, "fp32", options.max_length)).path)
 
@@ -302,7 +303,7 @@ def main() -> None:
     outcome = run(options)
     record = {
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "machine": machine(),
+        "machine": processor(),
         "versions": versions_of(("bentoml", "onnxruntime", "numpy")),
         "options": vars(options),
         **outcome,

@@ -24,7 +24,7 @@ _CHUNK = 256
 
 
 def _opened(pipe: Connection, directory: Path, rows: int, tokens: int, threads: int) -> None:
-    from bento_kv.plan import StepPlan, StepRow
+    from bento_kv.contract.plan import StepPlan, StepRow
     from bento_kv.runtime.decoder import OnnxDecoder
 
     began = time.perf_counter()

@@ -20,15 +20,15 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from bento_kv.demo import words
-from bento_kv.demo.cases import case
+from bento_kv.contract.plan import Exactness, StepPlan
 from bento_kv.engine.config import EngineConfig
 from bento_kv.engine.engine import Engine
 from bento_kv.engine.request import Request, SamplingParams, StepOutput
 from bento_kv.export.exporter import export
-from bento_kv.plan import Exactness, StepPlan
 from bento_kv.runtime.decoder import OnnxDecoder
-from bento_kv.tokenizer import Tokenizer
+from bento_kv.text.tokenizer import Tokenizer
+from recipes.demo import words
+from recipes.demo.cases import case
 
 SKILLS = ("copy", "recall", "chat", "unknown", "count", "reverse", "spell", "sums")
 CASES = 12
@@ -40,10 +40,10 @@ class Watched(OnnxDecoder):
 
     steps = drafts = 0
 
-    def step(self, plan: StepPlan, *, displaced: int = 0) -> NDArray[np.float32]:
+    def step(self, plan: StepPlan, *, position_offset: int = 0) -> NDArray[np.float32]:
         self.steps += 1
         self.drafts += sum(row.drafts for row in plan.rows)
-        return super().step(plan, displaced=displaced)
+        return super().step(plan, position_offset=position_offset)
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ from bento_kv.engine.engine import Engine
 from bento_kv.engine.request import Request, SamplingParams, StepOutput
 from bento_kv.engine.sampler import Sampler
 from bento_kv.runtime.open import open_decoder
-from bento_kv.tokenizer import Tokenizer
+from bento_kv.text.tokenizer import Tokenizer
 
 SAMPLING = {
     "greedy": SamplingParams(temperature=0.0),

@@ -14,13 +14,13 @@ __version__ = "0.1.0"
 _HOME = {
     "EngineConfig": "bento_kv.engine.config",
     "EngineMetrics": "bento_kv.server.metrics",
-    "OnnxDecoderRunnable": "bento_kv.runnable",
+    "OnnxDecoderRunnable": "bento_kv.bento.runnable",
     "RequireApiKey": "bento_kv.server.app",
-    "VerifiedDecoder": "bento_kv.store",
-    "get": "bento_kv.store",
-    "load_model": "bento_kv.store",
+    "VerifiedDecoder": "bento_kv.bento.store",
+    "get": "bento_kv.bento.store",
+    "load_model": "bento_kv.bento.store",
     "openai_app": "bento_kv.server.app",
-    "save_model": "bento_kv.store",
+    "save_model": "bento_kv.bento.store",
 }
 
 __all__ = [
@@ -37,11 +37,11 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
+    from bento_kv.bento.runnable import OnnxDecoderRunnable
+    from bento_kv.bento.store import VerifiedDecoder, get, load_model, save_model
     from bento_kv.engine.config import EngineConfig
-    from bento_kv.runnable import OnnxDecoderRunnable
     from bento_kv.server.app import RequireApiKey, openai_app
     from bento_kv.server.metrics import EngineMetrics
-    from bento_kv.store import VerifiedDecoder, get, load_model, save_model
 
 
 def __getattr__(name: str) -> Any:

@@ -8,8 +8,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from bento_kv.contract.manifest import sha256
 from bento_kv.errors import SourceError, first_line
-from bento_kv.manifest import sha256
 
 DEMO = "demo"
 _WEIGHTS = ("*.safetensors", "pytorch_model*.bin")

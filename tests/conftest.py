@@ -33,8 +33,8 @@ def tiny_source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def _tiny_proven(tiny_source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     from bento_kv.export.exporter import export
-    from bento_kv.verify.parity import TorchReference
-    from bento_kv.verify.proof import prove
+    from bento_kv.proof.parity import TorchReference
+    from bento_kv.proof.proof import prove
 
     directory = tmp_path_factory.mktemp("decoder") / "tiny"
     export(str(tiny_source), directory)
@@ -54,8 +54,8 @@ def tiny_decoder(_tiny_proven: Path, tmp_path: Path) -> Path:
 def demo_decoder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The demo model, exported and proven; read only."""
     from bento_kv.export.exporter import export
-    from bento_kv.verify.parity import TorchReference
-    from bento_kv.verify.proof import prove
+    from bento_kv.proof.parity import TorchReference
+    from bento_kv.proof.proof import prove
 
     directory = tmp_path_factory.mktemp("decoder") / "demo"
     export("demo", directory)

@@ -13,9 +13,9 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 from transformers import AutoModelForCausalLM
 
+from bento_kv.contract.quantization import BlockWeights
 from bento_kv.export.quantize import quantize_blocks, quantize_columns
-from bento_kv.quantization import BlockWeights
-from bento_kv.verify.parity import TorchReference
+from bento_kv.proof.parity import TorchReference
 from tests.damage import change_graph
 
 Floats = NDArray[np.float32]

@@ -17,7 +17,7 @@ from bento_kv.engine.config import EngineConfig
 from bento_kv.engine.engine import Engine
 from bento_kv.engine.request import Request, SamplingParams, StepOutput
 from bento_kv.runtime.open import open_decoder
-from bento_kv.tokenizer import Tokenizer
+from bento_kv.text.tokenizer import Tokenizer
 
 
 def run(directory: Path, spec: dict[str, Any]) -> dict[str, float]:

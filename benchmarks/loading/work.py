@@ -13,7 +13,7 @@ import torch
 from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
 from bento_kv import demo
-from bento_kv.tokenizer import Tokenizer
+from bento_kv.text.tokenizer import Tokenizer
 
 SHORTEST_PROMPT, LONGEST_PROMPT = 8, 1500  # tokens
 SHORTEST_ANSWER, LONGEST_ANSWER = 4, 128

@@ -11,7 +11,7 @@ from bento_kv.engine.config import EngineConfig
 from bento_kv.engine.engine import Engine
 from bento_kv.engine.request import Request, SamplingParams, StepOutput
 from bento_kv.runtime.open import open_decoder
-from bento_kv.tokenizer import Tokenizer
+from bento_kv.text.tokenizer import Tokenizer
 
 POSITIONS = 4096  # that are exported: those of a run, which depend on its rounds, are fewer
 
@@ -81,9 +81,9 @@ class Ours:
 
 def prepare() -> None:
     """Export the model; torch is imported here and leaves with this process."""
-    from bento_kv.adopt import adopt
     from bento_kv.export.exporter import export
     from bento_kv.export.growing import export_growing
+    from bento_kv.repair.adopt import adopt
 
     target = Path(argument("target"))
     shutil.rmtree(target, ignore_errors=True)

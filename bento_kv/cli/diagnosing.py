@@ -15,9 +15,9 @@ import click
 from bento_kv.cli.group import NOT_RIGHT, as_json_option, main, progress, threads_option, write_page
 
 if TYPE_CHECKING:
+    from bento_kv.contract.reference import NumericReference
+    from bento_kv.doctor.records import Diagnosis
     from bento_kv.repair.records import Repair
-    from bento_kv.verify.diagnosis.records import Diagnosis
-    from bento_kv.verify.reference import NumericReference
 
 
 @main.command()
@@ -46,11 +46,11 @@ def doctor(
     TARGET is any decoder: an ONNX file or a directory, of whatever exporter, or a model store tag. Without --trace the
     loop judged is bento_kv's own. docs/traces.md says how to print a trace from any language.
     """
-    from bento_kv.store import locate_decoder
-    from bento_kv.verify.diagnosis.doctor import diagnose
-    from bento_kv.verify.diagnosis.page import render_html
-    from bento_kv.verify.diagnosis.present import render_for
-    from bento_kv.verify.diagnosis.trace import read_trace
+    from bento_kv.bento.store import locate_decoder
+    from bento_kv.doctor.diagnose import diagnose
+    from bento_kv.doctor.loop.trace import read_trace
+    from bento_kv.doctor.show.page import render_html
+    from bento_kv.doctor.show.text import render_for
 
     diagnosis = diagnose(
         locate_decoder(target),
@@ -79,9 +79,9 @@ def doctor(
 @as_json_option
 def trace(target: str, prompt_ids: str, steps: int, threads: int | None, as_json: bool) -> None:
     """Print the golden trace of TARGET: what a right loop feeds and gets, as JSON Lines."""
-    from bento_kv.store import locate_decoder
-    from bento_kv.verify.diagnosis.loading import open_cached
-    from bento_kv.verify.diagnosis.trace import golden_trace
+    from bento_kv.bento.store import locate_decoder
+    from bento_kv.doctor.export.loading import open_cached
+    from bento_kv.doctor.loop.trace import golden_trace
 
     try:
         ids = [int(word) for word in prompt_ids.split(",")]
@@ -119,8 +119,8 @@ def repair(
     Lowers the IR version, converts the opset, restores axes, pairs and names inputs and outputs, finds renamed weights.
     With --reference the model is exported again behind the inputs and outputs that FILE has.
     """
+    from bento_kv.doctor.diagnose import diagnose
     from bento_kv.repair.repair import repair as run
-    from bento_kv.verify.diagnosis.doctor import diagnose
 
     done = run(file, output, reference=reference, names=not keep_names, force=force, progress=progress)
     told = _torch_model(reference)
@@ -168,7 +168,7 @@ def _torch_model(reference: str | None) -> Callable[[], NumericReference] | None
         return None
 
     def load() -> NumericReference:
-        from bento_kv.verify.parity import TorchReference
+        from bento_kv.proof.parity import TorchReference
 
         return TorchReference(reference, None)
 

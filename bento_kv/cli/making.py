@@ -70,7 +70,7 @@ def export(source: str, directory: Path, force: bool, as_json: bool, **options: 
 @as_json_option
 def save(directory: Path, name: str, as_json: bool) -> None:
     """Put the verified decoder in DIRECTORY into the BentoML model store as NAME."""
-    from bento_kv.store import save_model
+    from bento_kv.bento.store import save_model
 
     model = save_model(name, directory)
     click.echo(json.dumps({"tag": str(model.tag), "path": model.path}) if as_json else f"saved as {model.tag}")

@@ -28,11 +28,11 @@ def verify(
 
     TARGET may be another exporter's directory too; with --reference, what it was exported from, it gets a manifest.json.
     """
-    from bento_kv.manifest import MANIFEST_FILE, Manifest
-    from bento_kv.store import locate
-    from bento_kv.verify.parity import TorchReference
-    from bento_kv.verify.proof import prove
-    from bento_kv.verify.report import render, render_html
+    from bento_kv.bento.store import locate
+    from bento_kv.contract.manifest import MANIFEST_FILE, Manifest
+    from bento_kv.proof.parity import TorchReference
+    from bento_kv.proof.proof import prove
+    from bento_kv.proof.report import render, render_html
 
     directory = locate(target)
     if not (directory / MANIFEST_FILE).is_file():
@@ -56,7 +56,7 @@ def verify(
 
 
 def _adopt(directory: Path, reference: str | None, max_length: int | None) -> None:
-    from bento_kv.adopt import adopt
+    from bento_kv.repair.adopt import adopt
 
     if reference is None:
         raise ManifestError(

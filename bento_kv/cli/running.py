@@ -14,7 +14,7 @@ from bento_kv.cli.group import as_json_option, main, progress, threads_option
 from bento_kv.errors import DecoderError
 
 if TYPE_CHECKING:
-    from bento_kv.plan import Exactness
+    from bento_kv.contract.plan import Exactness
 
 
 @main.command()
@@ -35,8 +35,8 @@ def generate(target: str, prompt: str, threads: int | None, as_json: bool, **opt
 async def _generate(target: str, prompt: str, threads: int | None, as_json: bool, options: dict[str, Any]) -> None:
     from dataclasses import replace
 
+    from bento_kv.bento.runnable import OnnxDecoderRunnable
     from bento_kv.engine.config import EngineConfig
-    from bento_kv.runnable import OnnxDecoderRunnable
 
     runnable = OnnxDecoderRunnable(target, EngineConfig(slots=1, threads=threads))
     text, tokens, reason = "", 0, None
@@ -73,8 +73,8 @@ def _batches(_: click.Context, __: click.Parameter, text: str) -> list[int]:
 @as_json_option
 def bench(target: str, batches: list[int], prompt: int, threads: int | None, exact: Exactness, as_json: bool) -> None:
     """Time the steps of TARGET, a decoder directory or a model store tag: medians of prefill and decode."""
-    from bento_kv.bench import measure
-    from bento_kv.store import locate
+    from bento_kv.bento.store import locate
+    from bento_kv.cli.bench import measure
 
     found = measure(locate(target), batches=batches, prompt=prompt, threads=threads, exact=exact, progress=progress)
     if as_json:

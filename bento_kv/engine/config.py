@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, replace
 from typing import get_args
 
-from bento_kv.plan import Exactness
+from bento_kv.contract.plan import Exactness
 
 _AT_LEAST = {
     "slots": 1,

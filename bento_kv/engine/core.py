@@ -11,15 +11,16 @@ from itertools import accumulate
 import numpy as np
 from numpy.typing import NDArray
 
+from bento_kv.contract.decoder import Decoder
+from bento_kv.contract.plan import StepPlan, StepRow
 from bento_kv.engine.deadlines import DeadlineWatch
 from bento_kv.engine.faults import each_alone
 from bento_kv.engine.generation import Generation, failure
 from bento_kv.engine.observer import EngineStats
-from bento_kv.engine.request import Decoder, StepOutput
+from bento_kv.engine.request import StepOutput
 from bento_kv.engine.scheduler import Scheduler
 from bento_kv.engine.telemetry import Telemetry
 from bento_kv.errors import DecoderError
-from bento_kv.plan import StepPlan, StepRow
 
 logger = logging.getLogger(__name__)
 

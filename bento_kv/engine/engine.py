@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 from queue import Empty, SimpleQueue
 
+from bento_kv.contract.decoder import Decoder
 from bento_kv.engine.config import EngineConfig
 from bento_kv.engine.core import EngineCore
 from bento_kv.engine.deadlines import Deadlines
@@ -19,7 +20,7 @@ from bento_kv.engine.events import Recorder
 from bento_kv.engine.generation import Generation
 from bento_kv.engine.limits import Limits
 from bento_kv.engine.observer import EngineStats, NullObserver, Observer
-from bento_kv.engine.request import Decoder, Detokenize, Request
+from bento_kv.engine.request import Detokenize, Request
 from bento_kv.engine.scheduler import scheduler_for
 from bento_kv.engine.telemetry import Telemetry
 from bento_kv.engine.watchdog import Watchdog

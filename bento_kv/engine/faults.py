@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from bento_kv.plan import StepPlan, StepRow
+from bento_kv.contract.plan import StepPlan, StepRow
 
 
 @dataclass(frozen=True, slots=True)

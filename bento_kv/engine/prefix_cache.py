@@ -11,9 +11,9 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from bento_kv.contract.decoder import Decoder, SavedCache
+from bento_kv.contract.plan import Exactness
 from bento_kv.engine.radix import RadixTree
-from bento_kv.engine.request import Decoder, SavedCache
-from bento_kv.plan import Exactness
 
 logger = logging.getLogger(__name__)
 

@@ -5,58 +5,11 @@ from __future__ import annotations
 import contextvars
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import Literal, Protocol
 
 from bento_kv.engine.deadlines import Deadlines, Timeout
-from bento_kv.plan import StepPlan
 
 FinishReason = Literal["stop", "length", "abort", "error"]
-SavedCache = Any  # what a decoder's `save` returns, for its `restore`
-
-
-class Decoder(Protocol):
-    """What the engine needs of a model: one step, and keys and values moved. Step 0 is not special.
-
-    Attributes:
-        chunk_exact: a prompt's bits do not depend on the chunks, of two tokens or more, that it is computed in.
-    """
-
-    @property
-    def chunk_exact(self) -> bool: ...
-
-    @property
-    def slots(self) -> int: ...
-
-    @property
-    def max_length(self) -> int:
-        """Positions of a slot."""
-        ...
-
-    @property
-    def vocab_size(self) -> int: ...
-
-    def step(self, plan: StepPlan) -> NDArray[np.float32]:
-        """Run the plan. Returns logits `[sum(row.logits), vocab_size]`, in the order of the plan's rows."""
-        ...
-
-    def copy(self, source: int, target: int, length: int) -> None:
-        """Make the first `length` positions of a slot those of another."""
-        ...
-
-    def save(self, slot: int, length: int) -> SavedCache:
-        """A copy of a slot's first `length` positions. MemoryError if there is no room for it."""
-        ...
-
-    def restore(self, slot: int, saved: SavedCache, length: int) -> None:
-        """Make the first `length` positions of a copy those of a slot."""
-        ...
-
-    def release(self, slot: int, length: int) -> None:
-        """Give the memory of a slot's positions from `length` on back; they will not be read before they are written."""
-        ...
 
 
 class Detokenize(Protocol):

@@ -11,11 +11,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from operator import attrgetter
 
+from bento_kv.contract.decoder import Decoder
+from bento_kv.contract.plan import Exactness, StepPlan, StepRow
 from bento_kv.engine.config import EngineConfig
 from bento_kv.engine.prefix_cache import PrefixCache
 from bento_kv.engine.radix import common_prefix
-from bento_kv.engine.request import Decoder
-from bento_kv.plan import Exactness, StepPlan, StepRow
 
 
 @dataclass(slots=True, eq=False)

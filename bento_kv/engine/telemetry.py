@@ -7,11 +7,11 @@ import time
 from collections.abc import Callable, Sequence
 from typing import Any, ParamSpec
 
+from bento_kv.contract.plan import StepRow
 from bento_kv.engine.events import Event, EventKind, Recorder
 from bento_kv.engine.generation import Generation
 from bento_kv.engine.observer import EngineStats, Observer
 from bento_kv.engine.request import StepOutput
-from bento_kv.plan import StepRow
 
 logger = logging.getLogger(__name__)
 

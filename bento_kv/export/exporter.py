@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 import onnx
 import onnx_ir as ir
 
-from bento_kv import manifest as contract
+from bento_kv.contract import manifest as contract
 from bento_kv.errors import ExportError
 from bento_kv.export.graph import clean_up, optimize
 from bento_kv.export.graph.cache import quantize_cache

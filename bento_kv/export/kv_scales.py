@@ -11,7 +11,8 @@ import torch
 from numpy.typing import NDArray
 from transformers import DynamicCache
 
-from bento_kv import errors, plan
+from bento_kv import errors
+from bento_kv.contract import plan
 from bento_kv.errors import ExportError, first_line
 
 # By layer: scales of keys and of values, each [kv_heads, head_dim].

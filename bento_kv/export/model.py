@@ -11,10 +11,10 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
+from bento_kv.contract.manifest import LayerGeometry
 from bento_kv.errors import BentoKVError, SourceError, UnsupportedArchitecture, first_line
 from bento_kv.export import attention
 from bento_kv.export.rotary import Rotary
-from bento_kv.manifest import LayerGeometry
 from bento_kv.source import ModelSource
 
 # Rotary embeddings whose frequencies change with the length of the sequence: keys cached at one length would not fit

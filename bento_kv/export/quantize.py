@@ -16,8 +16,8 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from bento_kv.contract.quantization import FULL_RANGE, REDUCED_RANGE, BlockWeights, ColumnWeights, pack
 from bento_kv.errors import ExportError
-from bento_kv.quantization import FULL_RANGE, REDUCED_RANGE, BlockWeights, ColumnWeights, pack
 
 Method = Literal["rtn", "search"]
 Floats = NDArray[np.float32]

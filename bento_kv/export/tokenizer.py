@@ -8,10 +8,10 @@ from typing import Any
 
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedConfig
 
-from bento_kv.chat_template import ChatTemplate
+from bento_kv.contract.manifest import TokenIds
 from bento_kv.errors import ExportError, SourceError, first_line
-from bento_kv.manifest import TokenIds
 from bento_kv.source import ModelSource
+from bento_kv.text.chat_template import ChatTemplate
 
 
 def load_tokenizer(source: ModelSource) -> Any:

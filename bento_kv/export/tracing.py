@@ -12,10 +12,10 @@ import onnx_ir as ir
 import torch
 from torch import nn
 
+from bento_kv.contract.manifest import LayerGeometry
 from bento_kv.errors import ExportError, first_line
 from bento_kv.export.attention import PACKED, PackedStep, PassThroughCache, tracing
 from bento_kv.export.rotary import Rotary
-from bento_kv.manifest import LayerGeometry
 
 STEP_INPUTS = (
     "input_ids",

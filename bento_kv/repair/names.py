@@ -11,8 +11,8 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
+from bento_kv.contract.manifest import TensorSpec
 from bento_kv.errors import BentoKVError, first_line
-from bento_kv.manifest import TensorSpec
 from bento_kv.onnx_file import declared_inputs, declared_outputs, nested_graphs
 from bento_kv.repair.files import write
 from bento_kv.repair.records import Change

@@ -8,14 +8,15 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from bento_kv.contract.manifest import Manifest
+from bento_kv.contract.plan import Exactness, StepPlan, StepRow
 from bento_kv.errors import DecoderError, ManifestError
-from bento_kv.manifest import Manifest
-from bento_kv.plan import Exactness, StepPlan, StepRow
+from bento_kv.host import available_cpus
 from bento_kv.runtime.group_bias import GroupBias
 from bento_kv.runtime.kv_cache import InPlaceCache
 from bento_kv.runtime.packed_session import PackedSession
 from bento_kv.runtime.plans import check_plan
-from bento_kv.runtime.session import available_cpus, open_session
+from bento_kv.runtime.session import open_session
 
 # Query heads that share keys, from which on grouping them is faster than the kernel for single queries.
 _LARGE_GROUP = 5
@@ -103,12 +104,12 @@ class OnnxDecoder:
     def vocab_size(self) -> int:
         return self.manifest.vocab_size
 
-    def step(self, plan: StepPlan, *, displaced: int = 0) -> NDArray[np.float32]:
+    def step(self, plan: StepPlan, *, position_offset: int = 0) -> NDArray[np.float32]:
         """Compute the plan's tokens and write their keys and values.
 
         Args:
             plan: what to compute.
-            displaced: added to the tokens' positions, not to their places in the cache. The proof reaches far
+            position_offset: added to the tokens' positions, not to their places in the cache. The proof reaches far
                 positions by it, without computing all that would stand before them.
 
         Returns:
@@ -120,11 +121,13 @@ class OnnxDecoder:
         check_plan(plan, self.slots, self.max_length, self._written.__getitem__)
         runs = self._runs(plan.rows)
         if len(runs) == 1:
-            return self._run(plan.rows, displaced)
+            return self._run(plan.rows, position_offset)
         by_slot: dict[int, NDArray[np.float32]] = {}
         for rows in runs:
             ends = np.cumsum([row.logits for row in rows])[:-1]
-            by_slot.update(zip((row.slot for row in rows), np.split(self._run(rows, displaced), ends), strict=True))
+            by_slot.update(
+                zip((row.slot for row in rows), np.split(self._run(rows, position_offset), ends), strict=True)
+            )
         return np.concatenate([by_slot[row.slot] for row in plan.rows])
 
     def copy(self, source: int, target: int, length: int) -> None:
@@ -167,11 +170,11 @@ class OnnxDecoder:
     def _kind(self, row: StepRow) -> tuple[bool, bool]:
         return row.decodes and self.exact == "batch", self._queries(row) == 1
 
-    def _run(self, rows: Sequence[StepRow], displaced: int) -> NDArray[np.float32]:
+    def _run(self, rows: Sequence[StepRow], position_offset: int) -> NDArray[np.float32]:
         """One run of a graph: logits `[sum(row.logits for row in rows), vocab_size]`, in the order of the rows."""
         graph = self._continuations if rows[0].decodes else self._prompts
         queries = [self._queries(row) for row in rows]
-        logits = graph.run(rows, queries, displaced, grouped=self._grouped and queries[0] == 1)
+        logits = graph.run(rows, queries, position_offset, grouped=self._grouped and queries[0] == 1)
         for row in rows:
             self._written[row.slot] = max(self._written[row.slot], row.start + len(row.tokens))
         return logits

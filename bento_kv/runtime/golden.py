@@ -8,10 +8,11 @@ from collections.abc import Sequence
 import numpy as np
 import onnxruntime as ort
 
+from bento_kv.contract.decoder import Decoder
+from bento_kv.contract.manifest import GoldenPrompt, GoldenStep, Verification
+from bento_kv.contract.plan import StepPlan, StepRow
 from bento_kv.errors import VerificationError
-from bento_kv.manifest import GoldenPrompt, GoldenStep, Verification, machine
-from bento_kv.plan import StepPlan, StepRow
-from bento_kv.runtime.open import Decoder
+from bento_kv.host import processor
 
 TOP = 5
 
@@ -73,4 +74,4 @@ def replay_golden(decoder: Decoder, record: Verification) -> float:
 
 
 def _processor() -> str:
-    return machine()["processor"] or platform.machine()
+    return processor()["processor"] or platform.machine()

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
+from bento_kv.contract.plan import Exactness, StepPlan, StepRow
 from bento_kv.errors import DecoderError
-from bento_kv.plan import Exactness, StepPlan, StepRow
 from bento_kv.runtime.graph import Cache, CachedGraph, cache_length
 from bento_kv.runtime.plans import check_plan
 
@@ -85,12 +85,12 @@ class GrowingDecoder:
         self.vocab_size = vocab_size
         self.cache = GrowingCache(graph.empty_cache(1), slots)
 
-    def step(self, plan: StepPlan, *, displaced: int = 0) -> NDArray[np.float32]:
+    def step(self, plan: StepPlan, *, position_offset: int = 0) -> NDArray[np.float32]:
         """Compute the plan's tokens and keep their keys and values.
 
         Args:
             plan: what to compute.
-            displaced: added to the tokens' positions, where the graph takes positions.
+            position_offset: added to the tokens' positions, where the graph takes positions.
 
         Returns:
             Logits `[sum(row.logits for row in plan.rows), vocab_size]`, in the order of the rows.
@@ -99,9 +99,9 @@ class GrowingDecoder:
             DecoderError: the plan does not fit, the runtime failed, or the graph does not give what is wanted.
         """
         check_plan(plan, self.slots, self.max_length, self.cache.held)
-        if displaced and not self._graph.takes_positions:
-            raise DecoderError("the graph computes its positions itself: they cannot be displaced")
-        return np.concatenate([self._row(row, displaced) for row in plan.rows])
+        if position_offset and not self._graph.takes_positions:
+            raise DecoderError("the graph computes its positions itself: they take no offset")
+        return np.concatenate([self._row(row, position_offset) for row in plan.rows])
 
     def copy(self, source: int, target: int, length: int) -> None:
         """Make the first `length` positions of a slot those of another; arrays are never written, so both have them."""
@@ -119,13 +119,13 @@ class GrowingDecoder:
         """Give the memory of a slot's positions from `length` on back."""
         self.cache.release(slot, length)
 
-    def _row(self, row: StepRow, displaced: int) -> NDArray[np.float32]:
+    def _row(self, row: StepRow, position_offset: int) -> NDArray[np.float32]:
         """One row's logits, `[row.logits, vocab_size]`."""
         logits: list[NDArray[np.float32]] = []
         past, start = self.cache.past(row.slot, row.start), row.start
         for tokens in self._parts(row):
             ids = np.array([tokens], np.int64)
-            positions = np.arange(start, start + len(tokens))[None] + displaced if displaced else None
+            positions = np.arange(start, start + len(tokens))[None] + position_offset if position_offset else None
             output = self._graph.run(ids, past, positions=positions)
             past, start = output.present, start + len(tokens)
             if cache_length(past) != start:

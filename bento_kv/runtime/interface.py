@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
+from bento_kv.contract.manifest import TensorSpec
 from bento_kv.errors import DecoderError
-from bento_kv.manifest import TensorSpec
 
 Side = Literal["key", "value", "both"]
 # `rows_heads` is one axis for both, rows slower.

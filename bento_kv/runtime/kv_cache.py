@@ -11,8 +11,8 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from bento_kv.contract.manifest import LayerGeometry
 from bento_kv.errors import DecoderError
-from bento_kv.manifest import LayerGeometry
 
 # What a graph may declare.
 Element = type[np.float32] | type[np.int8]

@@ -4,83 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
 
-import numpy as np
-from numpy.typing import NDArray
-
+from bento_kv.contract.decoder import Decoder
+from bento_kv.contract.manifest import Manifest
+from bento_kv.contract.plan import Exactness
 from bento_kv.errors import DecoderError
-from bento_kv.manifest import Manifest
-from bento_kv.plan import Exactness, StepPlan
 from bento_kv.runtime.decoder import OnnxDecoder
 from bento_kv.runtime.growing import GrowingGraph, geometry
 from bento_kv.runtime.growing_decoder import GrowingDecoder
 from bento_kv.runtime.session import open_session
-
-
-class CacheReader(Protocol):
-    """What can be seen of a cache.
-
-    Attributes:
-        token_bytes: of one position of one slot, all layers.
-    """
-
-    @property
-    def token_bytes(self) -> int: ...
-
-    def read(self, slot: int, length: int) -> list[tuple[NDArray[np.float32], NDArray[np.float32]]]:
-        """Copies of a slot's first `length` keys and values by layer, `[kv_heads, length, head_dim]`."""
-        ...
-
-
-class Decoder(Protocol):
-    """A decoder that serves: `step`, and what the proof looks at. Nothing outside knows the layout of its cache.
-
-    Attributes:
-        chunk_exact: a prompt's bits do not depend on the chunks, of two tokens or more, that it is computed in.
-        takes_positions: tokens can be displaced.
-    """
-
-    @property
-    def chunk_exact(self) -> bool: ...
-
-    @property
-    def takes_positions(self) -> bool: ...
-
-    @property
-    def exact(self) -> Exactness: ...
-
-    @property
-    def slots(self) -> int: ...
-
-    @property
-    def max_length(self) -> int: ...
-
-    @property
-    def vocab_size(self) -> int: ...
-
-    @property
-    def cache(self) -> CacheReader: ...
-
-    def step(self, plan: StepPlan, *, displaced: int = 0) -> NDArray[np.float32]:
-        """Compute the plan's tokens: logits `[sum(row.logits for row in plan.rows), vocab_size]`."""
-        ...
-
-    def copy(self, source: int, target: int, length: int) -> None:
-        """Make the first `length` positions of a slot those of another."""
-        ...
-
-    def save(self, slot: int, length: int) -> Any:
-        """A copy of a slot's first `length` positions, for `restore`."""
-        ...
-
-    def restore(self, slot: int, saved: Any, length: int) -> None:
-        """Make the first `length` positions of a copy those of a slot."""
-        ...
-
-    def release(self, slot: int, length: int) -> None:
-        """Give the memory of a slot's positions from `length` on back."""
-        ...
 
 
 def open_decoder(

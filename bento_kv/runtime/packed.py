@@ -9,9 +9,9 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from bento_kv.contract.manifest import GROUP_BIAS, GROUPED, LayerGeometry, TensorSpec, spare_positions
+from bento_kv.contract.plan import StepRow
 from bento_kv.errors import DecoderError, first_line
-from bento_kv.manifest import GROUP_BIAS, GROUPED, LayerGeometry, TensorSpec, spare_positions
-from bento_kv.plan import StepRow
 from bento_kv.runtime.graph import Cache, GraphOutput, cache_length
 from bento_kv.runtime.kv_cache import InPlaceCache
 
@@ -22,7 +22,7 @@ def packed_feeds(
     first: int,
     last: int,
     capacity: int,
-    displaced: int = 0,
+    position_offset: int = 0,
     *,
     even: bool = False,
 ) -> dict[str, NDArray[np.generic]]:
@@ -33,7 +33,7 @@ def packed_feeds(
         queries: that each row is given: its tokens, the last one once more if need be.
         first, last: the range of slots that is bound, `[first, last)`.
         capacity: positions of a slot's buffer.
-        displaced: added to the tokens' positions, not to their places in the cache.
+        position_offset: added to the tokens' positions, not to their places in the cache.
         even: repeat the last token, and the last of the logits, where their number is odd. Nothing attends to the
             copy, and it is not written; its logits come behind the others.
     """
@@ -62,7 +62,7 @@ def packed_feeds(
     asking = np.repeat(np.arange(len(rows)), wanted)
     by_token = {
         "input_ids": np.fromiter(chain.from_iterable(row.tokens for row in rows), np.int64, ends[-1]),
-        "position_ids": starts[own] + within + displaced,
+        "position_ids": starts[own] + within + position_offset,
         "scatter_index": slots[own] * width + within,
         "logits_index": np.arange(len(asking)) + (ends - np.cumsum(wanted))[asking],
     }

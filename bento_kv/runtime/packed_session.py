@@ -11,9 +11,9 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from bento_kv.contract.manifest import GROUP_BIAS, GROUPED
+from bento_kv.contract.plan import StepRow
 from bento_kv.errors import DecoderError, first_line
-from bento_kv.manifest import GROUP_BIAS, GROUPED
-from bento_kv.plan import StepRow
 from bento_kv.runtime.group_bias import GroupBias
 from bento_kv.runtime.kv_cache import InPlaceCache
 from bento_kv.runtime.packed import packed_feeds
@@ -47,13 +47,13 @@ class PackedSession:
         self._logits = np.empty(0, np.float32)
 
     def run(
-        self, rows: Sequence[StepRow], queries: Sequence[int], displaced: int = 0, *, grouped: bool = False
+        self, rows: Sequence[StepRow], queries: Sequence[int], position_offset: int = 0, *, grouped: bool = False
     ) -> NDArray[np.float32]:
         """Logits `[sum(row.logits for row in rows), vocab_size]`, in the order of the rows.
 
         Args:
             rows: of the step.
-            queries, displaced: see `packed_feeds`.
+            queries, position_offset: see `packed_feeds`.
             grouped: take the query heads that share keys as queries of one head; each row is of one token.
 
         Raises:
@@ -62,7 +62,7 @@ class PackedSession:
         slots, starts = np.array([row.slot for row in rows]), np.array([row.start for row in rows])
         first, last = int(slots.min()), int(slots.max()) + 1
         binding = self._binding(first, last)
-        feeds = self._feeds(binding, rows, queries, slots, starts, displaced, grouped=grouped)
+        feeds = self._feeds(binding, rows, queries, slots, starts, position_offset, grouped=grouped)
         if self._bias is not None and grouped:
             self._bias.newest(slots, starts)
         logits = self._buffer(len(feeds["logits_index"]))
@@ -80,7 +80,7 @@ class PackedSession:
         queries: Sequence[int],
         slots: NDArray[np.int64],
         starts: NDArray[np.int64],
-        displaced: int,
+        position_offset: int,
         *,
         grouped: bool,
     ) -> dict[str, NDArray[np.generic]]:
@@ -88,12 +88,12 @@ class PackedSession:
 
         Decoding goes on with the same rows for many steps: then the last run's arrays are changed where they stand.
         """
-        alike = displaced == 0 and all(len(row.tokens) == row.logits == 1 for row in rows)
+        alike = position_offset == 0 and all(len(row.tokens) == row.logits == 1 for row in rows)
         if alike and self._steady is not None and self._steady.fits(binding, slots, queries):
             self._steady.go_on(rows, starts)
             return self._steady.feeds
         first, last = int(slots.min()), int(slots.max()) + 1
-        feeds = packed_feeds(rows, queries, first, last, self._cache.capacity, displaced, even=self._even)
+        feeds = packed_feeds(rows, queries, first, last, self._cache.capacity, position_offset, even=self._even)
         if self._bias is not None:
             feeds[GROUPED] = _SWITCH[grouped]
         for name, array in feeds.items():

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from bento_kv.contract.plan import StepPlan, StepRow
 from bento_kv.errors import DecoderError
-from bento_kv.plan import StepPlan, StepRow
 
 
 def check_plan(plan: StepPlan, slots: int, max_length: int, held: Callable[[int], int]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,68 +10,7 @@ from pathlib import Path
 import onnxruntime as ort
 
 from bento_kv.errors import DecoderError, IntegrityError, first_line
-
-_CGROUP = Path("/sys/fs/cgroup")
-
-
-def available_cpus() -> int:
-    """CPUs that this process may use: its affinity, cut by the cgroup's quota (v2 and v1), at least 1.
-
-    A container with a quota of 2 CPUs on a host of 64 gets 2; threads beyond a quota only wait for each other.
-    """
-    count = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quota = cgroup_quota(_CGROUP)
-    return max(1, min(count, int(quota)) if quota is not None else count)
-
-
-def cgroup_quota(root: Path) -> float | None:
-    """CPUs that a cgroup's quota allows, or None if it has none. Source: Linux Documentation/admin-guide/cgroup-v2."""
-    try:
-        if (root / "cpu.max").is_file():
-            quota, period = (root / "cpu.max").read_text().split()
-        else:
-            quota = (root / "cpu" / "cpu.cfs_quota_us").read_text().strip()
-            period = (root / "cpu" / "cpu.cfs_period_us").read_text().strip()
-        return None if quota in ("max", "-1") else int(quota) / int(period)
-    except (OSError, ValueError):
-        return None
-
-
-def available_memory() -> int:
-    """Bytes that this process may still take: what the machine has available, cut by the cgroup's limit (v2 and v1)."""
-    room = cgroup_memory(_CGROUP)
-    free = free_memory(Path("/proc/meminfo"))
-    return free if room is None else min(free, room)
-
-
-def cgroup_memory(root: Path) -> int | None:
-    """Bytes up to a cgroup's memory limit, or None if it has none.
-
-    Pages of files that nobody has used lately count as used there and are given up when memory is short. Sources: Linux
-    Documentation/admin-guide/cgroup-v2 and cgroup-v1/memory.
-    """
-    folder, limit, usage, inactive = root, "memory.max", "memory.current", "inactive_file"
-    if not (root / limit).is_file():
-        folder, limit, usage = root / "memory", "memory.limit_in_bytes", "memory.usage_in_bytes"
-        inactive = "total_inactive_file"
-    try:
-        allowed = (folder / limit).read_text().strip()
-        if allowed == "max":
-            return None
-        used = int((folder / usage).read_text())
-        stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
-        return max(0, int(allowed) - used + int(stat[inactive]))
-    except (OSError, ValueError, KeyError):
-        return None
-
-
-def free_memory(meminfo: Path) -> int:
-    """Bytes that can be had without swapping, by Linux's own estimate; all physical memory where there is none."""
-    try:
-        fields = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
-        return int(fields["MemAvailable"].split()[0]) * 1024
-    except (OSError, ValueError, KeyError):
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+from bento_kv.host import available_cpus
 
 
 def open_session(

@@ -12,7 +12,7 @@ import openai
 import pytest
 import yaml
 
-from bento_kv.store import get
+from bento_kv.bento.store import get
 from tests.damage import change_graph, flip_weight_byte, set_attention
 from tests.e2e.server import ROOT, serving
 from tests.zoo import save_model

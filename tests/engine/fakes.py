@@ -9,11 +9,11 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
+from bento_kv.contract.plan import Exactness, StepPlan, StepRow
 from bento_kv.engine.deadlines import Deadlines
 from bento_kv.engine.engine import Engine
 from bento_kv.engine.request import FinishReason, Request, SamplingParams, StepOutput, TokenLogprobs
 from bento_kv.engine.sampler import Sampler
-from bento_kv.plan import Exactness, StepPlan, StepRow
 
 LETTERS = "abcdefghijklmnopqrstuvwxyz ,.!?\n"
 VOCAB_SIZE = len(LETTERS)

@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from bento_kv.engine.request import Decoder, SavedCache
-from bento_kv.plan import StepPlan, StepRow
+from bento_kv.contract.decoder import Decoder, SavedCache
+from bento_kv.contract.plan import StepPlan, StepRow
 
 
 @dataclass(frozen=True)

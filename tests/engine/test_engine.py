@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from bento_kv.contract.plan import Exactness, StepPlan
 from bento_kv.engine.config import EngineConfig
 from bento_kv.engine.engine import Engine
 from bento_kv.engine.observer import EngineStats, NullObserver
 from bento_kv.engine.request import FinishReason, SamplingParams, StepOutput
 from bento_kv.errors import ContextLengthError, EngineClosedError, QueueFullError, RequestError
-from bento_kv.plan import Exactness, StepPlan
 from tests.engine.fakes import FakeDecoder, always, client, hash_logits, letters, run_to_end, to_ids
 
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 
+from bento_kv.contract.plan import Exactness, StepPlan
 from bento_kv.engine.config import EngineConfig
 from bento_kv.engine.engine import Engine
 from bento_kv.engine.observer import NullObserver
 from bento_kv.engine.prefix_cache import PrefixCache
 from bento_kv.errors import QueueFullError, RequestError
-from bento_kv.plan import Exactness, StepPlan
 from tests.engine.fakes import Client, FakeDecoder, client, letters, run_to_end
 
 SYSTEM = "you are a helpful machine. "  # 27 tokens

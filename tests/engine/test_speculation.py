@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from bento_kv.contract.plan import StepPlan
 from bento_kv.engine.config import EngineConfig
 from bento_kv.engine.engine import Engine
 from bento_kv.engine.observer import EngineStats, NullObserver
 from bento_kv.engine.request import StepOutput
-from bento_kv.plan import StepPlan
 from tests.engine.fakes import Client, FakeDecoder, always, client, letters, run_to_end, to_ids
 
 SONG = "abcdefghijklmnop"

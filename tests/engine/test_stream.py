@@ -10,12 +10,12 @@ from dataclasses import dataclass, field
 
 import pytest
 
+from bento_kv.contract.plan import StepPlan
 from bento_kv.engine.config import EngineConfig
 from bento_kv.engine.engine import Engine
 from bento_kv.engine.request import SamplingParams, StepOutput
 from bento_kv.engine.stream import TokenStream, entered, open_stream
 from bento_kv.errors import EngineClosedError, QueueFullError, RequestError
-from bento_kv.plan import StepPlan
 from tests.engine.fakes import Client, FakeDecoder, always, client, letters, to_ids
 
 PATIENCE = 30  # seconds

@@ -7,11 +7,11 @@ from pathlib import Path
 import onnx
 import pytest
 
+from bento_kv.contract.manifest import MODEL_FILE
 from bento_kv.export.exporter import export
-from bento_kv.manifest import MODEL_FILE
-from bento_kv.verify.parity import TorchReference
-from bento_kv.verify.proof import prove
-from bento_kv.verify.report import render
+from bento_kv.proof.parity import TorchReference
+from bento_kv.proof.proof import prove
+from bento_kv.proof.report import render
 from tests.damage import attention_nodes
 from tests.zoo import CONFIGS, save_model
 

@@ -9,9 +9,9 @@ import onnx
 import pytest
 from transformers import AutoTokenizer
 
+from bento_kv.contract.manifest import MODEL_FILE, Manifest
 from bento_kv.errors import IntegrityError
 from bento_kv.export.exporter import export
-from bento_kv.manifest import MODEL_FILE, Manifest
 from bento_kv.onnx_file import nested_graphs
 from tests.damage import flip_weight_byte
 from tests.zoo import save_model
@@ -30,7 +30,7 @@ def test_the_directory_has_what_the_contract_names(tiny_decoder: Path) -> None:
         "chat_template.jinja",
     }
     manifest = json.loads((tiny_decoder / "manifest.json").read_text())
-    assert manifest["schema"] == "bento_kv.manifest/1"
+    assert manifest["schema"] == "bento_kv.contract.manifest/1"
     assert manifest["layout"] == "in-place"
     assert manifest["token_ids"] == {"bos": 256, "eos": [257], "pad": 258}
     assert manifest["layers"] == [{"kv_heads": 2, "head_dim": 16}] * 2

@@ -13,6 +13,8 @@ import torch
 from numpy.typing import NDArray
 from transformers import AutoModelForCausalLM
 
+from bento_kv.contract.manifest import LayerGeometry
+from bento_kv.contract.plan import StepRow
 from bento_kv.export import attention
 from bento_kv.export.graph import clean_up
 from bento_kv.export.graph.activations import fuse_silu
@@ -24,8 +26,6 @@ from bento_kv.export.graph.rotary import rotate_in_attention, tabulate_rotary
 from bento_kv.export.model import fix_rotary, survey
 from bento_kv.export.rotary import Rotary
 from bento_kv.export.tracing import to_onnx
-from bento_kv.manifest import LayerGeometry
-from bento_kv.plan import StepRow
 from bento_kv.runtime.kv_cache import InPlaceCache
 from bento_kv.runtime.packed import packed_feeds
 from tests.zoo import save_model

@@ -11,14 +11,14 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from bento_kv.contract.manifest import Manifest
+from bento_kv.contract.plan import Exactness, StepPlan, StepRow
 from bento_kv.export.exporter import export
-from bento_kv.manifest import Manifest
-from bento_kv.plan import Exactness, StepPlan, StepRow
+from bento_kv.proof.parity import TorchReference
+from bento_kv.proof.proof import prove
+from bento_kv.proof.report import render
 from bento_kv.runtime.decoder import OnnxDecoder
 from bento_kv.runtime.group_bias import GroupBias
-from bento_kv.verify.parity import TorchReference
-from bento_kv.verify.proof import prove
-from bento_kv.verify.report import render
 from tests.damage import attention_nodes, change_graph, set_attribute
 from tests.zoo import save_model
 

@@ -8,9 +8,9 @@ import pytest
 from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
+from bento_kv.contract.quantization import BlockWeights, pack, unpack
 from bento_kv.errors import ExportError
 from bento_kv.export.quantize import Method, quantize_blocks, quantize_columns
-from bento_kv.quantization import BlockWeights, pack, unpack
 
 Floats = NDArray[np.float32]
 

@@ -8,12 +8,12 @@ from dataclasses import dataclass, field, replace
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from bento_kv.contract.plan import StepPlan
 from bento_kv.engine.config import EngineConfig
 from bento_kv.engine.deadlines import Deadlines
 from bento_kv.engine.engine import Engine
 from bento_kv.engine.observer import EngineStats, NullObserver
 from bento_kv.engine.request import FinishReason, SamplingParams
-from bento_kv.plan import StepPlan
 from tests.engine.fakes import VOCAB_SIZE, Client, FakeDecoder, hash_logits, letters, reference, run_to_end
 
 MAX_LENGTH = 24

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from bento_kv.plan import Exactness, StepPlan, StepRow
+from bento_kv.contract.plan import Exactness, StepPlan, StepRow
+from bento_kv.proof.exactness import check_neighbours, check_splits
 from bento_kv.runtime.decoder import OnnxDecoder
-from bento_kv.verify.exactness import check_neighbours, check_splits
 
 TOKENS = 300
 

@@ -24,12 +24,13 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
+from bento_kv.contract.decoder import Decoder
+from bento_kv.contract.plan import Exactness, StepPlan
 from bento_kv.engine import core
 from bento_kv.engine.config import EngineConfig
 from bento_kv.engine.deadlines import Deadlines
 from bento_kv.engine.engine import Engine
-from bento_kv.engine.request import Decoder, SamplingParams
-from bento_kv.plan import Exactness, StepPlan
+from bento_kv.engine.request import SamplingParams
 from bento_kv.runtime.decoder import OnnxDecoder
 from tests.engine.fakes import Client, FakeDecoder, run_to_end
 

@@ -13,12 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from bento_kv.contract.decoder import Decoder
+from bento_kv.contract.plan import Exactness, StepPlan
 from bento_kv.engine.config import EngineConfig
 from bento_kv.engine.engine import Engine
-from bento_kv.engine.request import Decoder, Detokenize, SamplingParams
-from bento_kv.plan import Exactness, StepPlan
+from bento_kv.engine.request import Detokenize, SamplingParams
 from bento_kv.runtime.decoder import OnnxDecoder
-from bento_kv.tokenizer import Tokenizer
+from bento_kv.text.tokenizer import Tokenizer
 from tests.engine.fakes import VOCAB_SIZE, Client, FakeDecoder, copying, letters, run_to_end
 
 ids = st.integers(0, VOCAB_SIZE - 1)

@@ -12,9 +12,9 @@ import pytest
 
 import bento_kv
 from bento_kv.errors import BentoKVError
+from bento_kv.proof.parity import TorchReference
+from bento_kv.proof.proof import prove
 from bento_kv.runtime import decoder as decoder_module
-from bento_kv.verify.parity import TorchReference
-from bento_kv.verify.proof import prove
 from tests.damage import change_graph, flip_weight_byte, set_attention
 
 ROOT = Path(__file__).parents[2]
@@ -54,7 +54,7 @@ def test_law_6_what_is_verified_is_what_is_served(
 def _other_scale(directory: Path) -> None:
     """Files, manifest and record are brought in line by hand; only the numbers give it away."""
     change_graph(directory, lambda model: set_attention(model, 0, "scale", 0.3), manifest={})
-    from bento_kv.manifest import Verification, sha256
+    from bento_kv.contract.manifest import Verification, sha256
 
     record = Verification.read(directory)
     record.model_copy(update={"manifest_sha256": sha256(directory / "manifest.json")}).write(directory)

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from bento_kv.doctor.records import Finding
 from bento_kv.runtime.graph import CachedGraph, cache_length
-from bento_kv.verify.diagnosis.records import Finding
 from tests.mutants import right_loops, wrong_loops
 from tests.mutants.printing import PAD, Fields, Make, cut
 

@@ -8,11 +8,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from bento_kv.doctor.diagnose import diagnose
+from bento_kv.doctor.export.loading import open_decoder_file
+from bento_kv.doctor.loop.trace import Trace, read_trace
+from bento_kv.doctor.records import Diagnosis
 from bento_kv.runtime.graph import CachedGraph
-from bento_kv.verify.diagnosis.doctor import diagnose
-from bento_kv.verify.diagnosis.loading import open_decoder_file
-from bento_kv.verify.diagnosis.records import Diagnosis
-from bento_kv.verify.diagnosis.trace import Trace, read_trace
 from tests.mutants import loops
 from tests.mutants.decoders import Decoders
 from tests.mutants.graphs import MUTANTS, Mutant
@@ -68,7 +68,7 @@ def run_mutant(mutant: Mutant, decoders: Decoders, folder: Path) -> Outcome:
     mutant.write(decoders, folder)
     reference = None
     if mutant.reference:
-        from bento_kv.verify.parity import TorchReference
+        from bento_kv.proof.parity import TorchReference
 
         source = str(decoders.source(mutant.base))
         reference = lambda: TorchReference(source, None)

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from bento_kv.verify.diagnosis.doctor import diagnose
-from bento_kv.verify.diagnosis.records import EXPORT_FAULTS, LOOP_FAULTS, Diagnosis
+from bento_kv.doctor.diagnose import diagnose
+from bento_kv.doctor.records import EXPORT_FAULTS, LOOP_FAULTS, Diagnosis
 from tests.mutants import outcomes
 from tests.mutants.decoders import Decoders
 from tests.mutants.graphs import MUTANTS, Mutant

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from bento_kv.contract.plan import StepPlan, StepRow
 from bento_kv.errors import DecoderError, ManifestError
-from bento_kv.plan import StepPlan, StepRow
 from bento_kv.runtime.decoder import OnnxDecoder
 
 

@@ -10,13 +10,14 @@ import onnxruntime as ort
 import pytest
 from numpy.typing import NDArray
 
+from bento_kv.contract.manifest import Verification
+from bento_kv.contract.plan import StepPlan
 from bento_kv.errors import VerificationError
-from bento_kv.manifest import Verification, machine
-from bento_kv.plan import StepPlan
+from bento_kv.host import processor
 from bento_kv.runtime.decoder import OnnxDecoder
 from bento_kv.runtime.golden import replay_golden
 from tests.damage import change_graph
-from tests.verify.faults import compared, largest, spoil_logits_if
+from tests.proof.faults import compared, largest, spoil_logits_if
 
 
 @pytest.mark.parametrize("exact", ["batch", "full"])
@@ -40,7 +41,7 @@ def test_another_computation_is_refused_with_the_place(tiny_decoder: Path) -> No
     message = str(caught.value)
     at = len(record.golden[0].prompt) + 2
     assert message.startswith(f"golden prompt 0, token 3 of the answer, after position {at}: logits deviate by")
-    assert f"onnxruntime {ort.__version__} on {machine()['processor']} does not compute" in message
+    assert f"onnxruntime {ort.__version__} on {processor()['processor']} does not compute" in message
     assert f"proven with onnxruntime {record.versions['onnxruntime']} on {record.machine['processor']}" in message
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from bento_kv.contract.plan import StepPlan, StepRow
 from bento_kv.errors import DecoderError
-from bento_kv.plan import StepPlan, StepRow
 from bento_kv.runtime.growing import GrowingGraph, graph_files
 from bento_kv.runtime.growing_decoder import GrowingDecoder
 from tests import layouts

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from bento_kv.contract.manifest import TensorSpec
 from bento_kv.errors import DecoderError
-from bento_kv.manifest import TensorSpec
 from bento_kv.runtime.interface import Interface, recognize
 
 

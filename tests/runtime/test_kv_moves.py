@@ -8,14 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from bento_kv.contract.decoder import Decoder
+from bento_kv.contract.manifest import LayerGeometry
+from bento_kv.contract.plan import Exactness, StepPlan, StepRow
 from bento_kv.errors import DecoderError
-from bento_kv.manifest import LayerGeometry
-from bento_kv.plan import Exactness, StepPlan, StepRow
 from bento_kv.runtime.decoder import OnnxDecoder
 from bento_kv.runtime.growing import GrowingGraph
 from bento_kv.runtime.growing_decoder import GrowingDecoder
 from bento_kv.runtime.kv_cache import InPlaceCache
-from bento_kv.runtime.open import Decoder
 
 IDS = [int(token) for token in np.random.default_rng(3).integers(0, 250, 24)]
 LENGTH = 20

@@ -10,73 +10,9 @@ import onnxruntime as ort
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from bento_kv.contract.quantization import FULL_RANGE, REDUCED_RANGE
 from bento_kv.errors import BentoKVError, DecoderError, IntegrityError
-from bento_kv.quantization import FULL_RANGE, REDUCED_RANGE
-from bento_kv.runtime.session import (
-    available_cpus,
-    available_memory,
-    cgroup_memory,
-    cgroup_quota,
-    free_memory,
-    open_session,
-)
-
-
-@pytest.mark.parametrize(
-    ("files", "quota"),
-    [
-        ({"cpu.max": "200000 100000\n"}, 2.0),
-        ({"cpu.max": "50000 100000\n"}, 0.5),
-        ({"cpu.max": "max 100000\n"}, None),
-        ({"cpu/cpu.cfs_quota_us": "300000\n", "cpu/cpu.cfs_period_us": "100000\n"}, 3.0),
-        ({"cpu/cpu.cfs_quota_us": "-1\n", "cpu/cpu.cfs_period_us": "100000\n"}, None),
-        ({"cpu.max": "nonsense"}, None),
-        ({}, None),
-    ],
-)
-def test_quota_of_a_cgroup(files: dict[str, str], quota: float | None, tmp_path: Path) -> None:
-    for name, content in files.items():
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text(content)
-    assert cgroup_quota(tmp_path) == quota
-
-
-def test_there_is_at_least_one_cpu() -> None:
-    assert available_cpus() >= 1
-
-
-@pytest.mark.parametrize(
-    ("files", "room"),
-    [
-        ({"memory.max": "1000\n", "memory.current": "700\n", "memory.stat": "anon 600\ninactive_file 50\n"}, 350),
-        ({"memory.max": "1000\n", "memory.current": "1100\n", "memory.stat": "inactive_file 0\n"}, 0),
-        ({"memory.max": "max\n", "memory.current": "700\n", "memory.stat": "inactive_file 50\n"}, None),
-        (
-            {
-                "memory/memory.limit_in_bytes": "1000\n",
-                "memory/memory.usage_in_bytes": "400\n",
-                "memory/memory.stat": "inactive_file 1\ntotal_inactive_file 100\n",
-            },
-            700,
-        ),
-        ({"memory.max": "1000\n"}, None),
-        ({"memory.max": "nonsense"}, None),
-        ({}, None),
-    ],
-)
-def test_memory_of_a_cgroup(files: dict[str, str], room: int | None, tmp_path: Path) -> None:
-    for name, content in files.items():
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        (tmp_path / name).write_text(content)
-    assert cgroup_memory(tmp_path) == room
-
-
-def test_free_memory_is_the_systems_estimate(tmp_path: Path) -> None:
-    meminfo = tmp_path / "meminfo"
-    meminfo.write_text("MemTotal:       100 kB\nMemFree:  10 kB\nMemAvailable:    70 kB\nHugePages_Total:       0\n")
-    assert free_memory(meminfo) == 70 * 1024
-    assert free_memory(tmp_path / "none") > 2**20
-    assert available_memory() > 0
+from bento_kv.runtime.session import open_session
 
 
 def test_a_session_has_the_threads_asked_for_and_rests_between_runs(tiny_decoder: Path) -> None:

@@ -14,7 +14,7 @@ import openai
 import pytest
 from starlette.types import Message
 
-from bento_kv.plan import StepPlan
+from bento_kv.contract.plan import StepPlan
 from bento_kv.server.app import openai_app
 from tests.server.world import MODEL, World, serving
 

@@ -14,7 +14,7 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.sdk.trace.sampling import ALWAYS_OFF, ALWAYS_ON, Sampler
 
-from bento_kv.tracing import RequestSpans, bentoml_tracer
+from bento_kv.bento.tracing import RequestSpans, bentoml_tracer
 from tests.engine.faulty import FaultyDecoder, nan_for
 from tests.server.test_life import ENDLESS
 from tests.server.world import MODEL, World, serving

@@ -20,12 +20,13 @@ from numpy.typing import NDArray
 from tokenizers import decoders, models, pre_tokenizers
 
 from bento_kv import errors
+from bento_kv.contract.decoder import Decoder
+from bento_kv.contract.plan import StepPlan
 from bento_kv.engine.config import EngineConfig
 from bento_kv.engine.engine import Engine
 from bento_kv.engine.events import Recorder
 from bento_kv.engine.observer import EngineStats, NullObserver, Observer
-from bento_kv.engine.request import Decoder, SamplingParams
-from bento_kv.plan import StepPlan
+from bento_kv.engine.request import SamplingParams
 from bento_kv.server.app import openai_app
 from tests.engine.fakes import FakeDecoder
 

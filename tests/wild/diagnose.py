@@ -18,9 +18,9 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
+from bento_kv.doctor.diagnose import diagnose
+from bento_kv.doctor.records import Diagnosis
 from bento_kv.runtime.growing import graph_files
-from bento_kv.verify.diagnosis.doctor import diagnose
-from bento_kv.verify.diagnosis.records import Diagnosis
 from tests.wild.catalogue import EXPORTS
 
 BROKEN = ("optimum-llama", "optimum-gpt2", "optimum-qwen2", "genai-llama", "genai-qwen2", "genai-gemma")

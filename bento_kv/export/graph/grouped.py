@@ -17,8 +17,8 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from bento_kv.contract.manifest import GROUP_BIAS, GROUPED
 from bento_kv.export.graph.nodes import attribute, constant, input_named, only_user, producer, stand_in
-from bento_kv.manifest import GROUP_BIAS, GROUPED
 
 # Inputs of GroupQueryAttention by position.
 _QUERY, _SEQLENS_K, _COS_CACHE, _POSITIONS, _BIAS, _HEAD_SINK, _QUERY_SEQLENS = 0, 5, 7, 9, 10, 11, 16

@@ -1,0 +1,1 @@
+"""BentoML's side: model store, build hook, runnable, tracing."""

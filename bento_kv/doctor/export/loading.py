@@ -1,0 +1,242 @@
+"""Opening anybody's decoder: what keeps the runtime from loading it, and what there is to drive if it does."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime as ort
+from google.protobuf.message import DecodeError
+from onnx.external_data_helper import ExternalDataInfo, uses_external_data
+
+from bento_kv.contract.manifest import TensorSpec
+from bento_kv.doctor.records import Finding, Target
+from bento_kv.errors import BentoKVError, DecoderError
+from bento_kv.onnx_file import (
+    declared_inputs,
+    declared_outputs,
+    highest_ir_version,
+    highest_opset,
+    nested_graphs,
+    opsets,
+    precision,
+)
+from bento_kv.runtime.graph import CachedGraph
+from bento_kv.runtime.growing import GrowingGraph, geometry, graph_files
+from bento_kv.runtime.interface import Interface, recognize
+from bento_kv.runtime.packed import PackedGraph
+from bento_kv.runtime.session import open_session
+
+
+@dataclass(slots=True)
+class Opened:
+    """A decoder, as far as it could be opened.
+
+    Attributes:
+        files: its graphs, the one that takes a past last.
+        models: of the files, without their weights.
+        interface: of the last graph; None where it cannot be told.
+        graph: to drive; None where the runtime does not load it.
+        findings: what is in the way.
+    """
+
+    files: tuple[Path, ...]
+    models: list[onnx.ModelProto] = field(default_factory=list)
+    interface: Interface | None = None
+    graph: CachedGraph | None = None
+    findings: list[Finding] = field(default_factory=list)
+
+    @property
+    def one_token_steps(self) -> bool:
+        """Another graph, or branch, takes the prompt: this one may be made for a token a step."""
+        return len(self.files) > 1 or (self.interface is not None and self.interface.branch is not None)
+
+    @property
+    def inputs(self) -> list[TensorSpec]:
+        return [] if not self.models else declared_inputs(self.models[-1])
+
+
+def open_decoder_file(target: Path, *, threads: int | None = None) -> Opened:
+    """Open what a user names: a file, or a directory.
+
+    Raises:
+        DecoderError: there is no graph, or it is not a causal decoder's.
+    """
+    opened = Opened(graph_files(target))
+    for file in opened.files:
+        model = _parse(file)
+        if isinstance(model, Finding):
+            opened.findings.append(model)
+            return opened
+        opened.models.append(model)
+        opened.findings += [*_versions(model, file), *_external_data(model, file)]
+    model = opened.models[-1]
+    opened.interface = recognize(opened.inputs, declared_outputs(model))
+    if opened.findings:
+        return opened
+    sessions = []
+    for file in opened.files:
+        try:
+            sessions.append(open_session(file, threads=threads))
+        except BentoKVError as error:
+            opened.findings.append(_load_failed(file, str(error)))
+            return opened
+    opened.graph = (
+        PackedGraph(sessions[0], opened.inputs)
+        if opened.interface.packed
+        else GrowingGraph(sessions, heads_dim=geometry(opened.files[0].parent))
+    )
+    return opened
+
+
+def describe(target: Path, opened: Opened) -> Target:
+    """The target in words and numbers."""
+    interface = opened.interface
+    model = opened.models[-1] if opened.models else None
+    pair = interface.caches[0] if interface is not None and interface.caches else None
+    spec = (pair.past or pair.present) if pair else None
+    return Target(
+        path=str(target),
+        graphs=tuple(file.name for file in opened.files),
+        layout=_layout(opened),
+        cache=f"[{', '.join(map(str, spec.shape))}] {spec.dtype}" if spec else "",
+        layers=interface.layers if interface else 0,
+        precision=precision(model) if model else "",
+        opset=opsets(model) if model else {},
+        ir_version=model.ir_version if model else None,
+    )
+
+
+def _layout(opened: Opened) -> str:
+    interface = opened.interface
+    if interface is None:
+        return "unknown"
+    if interface.packed:
+        return "in-place, packed"
+    if not (interface.has_past or interface.has_present):
+        return "without a cache"
+    axes = {pair.axes for pair in interface.caches}
+    traits = ["growing"]
+    if len(opened.files) > 1:
+        traits.append("in two graphs")
+    if interface.branch is not None:
+        traits.append("two graphs merged into one")
+    if any("stack" in own for own in axes):
+        traits.append("keys and values stacked")
+    elif any(pair.side == "both" for pair in interface.caches):
+        traits.append("keys and values in one tensor")
+    if any(own[-1] == "time" for own in axes):
+        traits.append("keys transposed")
+    if any(own[:2] == ("rows", "time") and "heads" in own for own in axes):
+        traits.append("time before heads")
+    operators = {node.op_type for node in opened.models[-1].graph.node} if opened.models else set()
+    if "GroupQueryAttention" in operators:
+        traits.append("GroupQueryAttention")
+    return ", ".join(traits)
+
+
+def _parse(file: Path) -> onnx.ModelProto | Finding:
+    try:
+        model = onnx.load(file, format="protobuf", load_external_data=False)
+    except OSError as error:
+        raise DecoderError(f"{file} cannot be read: {error.strerror}") from error
+    except DecodeError as error:
+        if file.suffix != ".onnx":
+            raise DecoderError(f"{file} is not an ONNX file: {error}") from error
+        return _load_failed(file, f"it is not an ONNX file, or was cut off: {error}")
+    return model if model.graph.node else _load_failed(file, "it is empty, or not an ONNX file")
+
+
+def _versions(model: onnx.ModelProto, file: Path) -> list[Finding]:
+    findings = []
+    if model.ir_version > highest_ir_version():
+        findings.append(
+            Finding(
+                id="ir-version-unsupported",
+                where=f"{file.name}, ir_version {model.ir_version}",
+                explain=f"The file has IR version {model.ir_version}; onnxruntime {ort.__version__} takes up to "
+                f"{highest_ir_version()}. Nothing runs until that is changed; the numbers inside may well be right.",
+                fix=f"`bento-kv repair {file.name} -o REPAIRED` lowers it; or install a newer onnxruntime.",
+            )
+        )
+    for entry in model.opset_import:
+        if not entry.domain and entry.version > highest_opset():
+            findings.append(
+                Finding(
+                    id="opset-unsupported",
+                    where=f"{file.name}, opset {entry.version}",
+                    explain=f"The graph is written in opset {entry.version}; onnxruntime {ort.__version__} takes up to "
+                    f"{highest_opset()}.",
+                    fix=f"`bento-kv repair {file.name} -o REPAIRED` converts it; or export with opset={highest_opset()} or "
+                    "lower; or install a newer onnxruntime.",
+                )
+            )
+    return findings
+
+
+def _external_data(model: onnx.ModelProto, file: Path) -> list[Finding]:
+    """Weights that are said to lie in a file beside the graph, and do not."""
+    missing: dict[str, list[str]] = {}
+    ends: dict[str, int] = {}
+    for graph in nested_graphs(model.graph):
+        for tensor in graph.initializer:
+            if not uses_external_data(tensor):
+                continue
+            info = ExternalDataInfo(tensor)
+            end = (info.offset or 0) + (info.length or 0)
+            if _size(file.parent / info.location) < max(end, 0):
+                missing.setdefault(info.location, []).append(tensor.name)
+                ends[info.location] = max(end, ends.get(info.location, 0))
+    return [
+        Finding(
+            id="external-data-missing",
+            where=f"{file.name}, weights of {names[0]}" + (f" and {len(names) - 1} more" if len(names) > 1 else ""),
+            explain=f"{location} {_state(file.parent / location, ends[location])}, where {file.name} keeps the data of "
+            f"{len(names)} tensors.",
+            fix=f"Put {location} into the folder of {file.name}, whole and under that name; a copy of the .onnx file "
+            "alone is not the model.",
+        )
+        for location, names in missing.items()
+    ]
+
+
+def _size(file: Path) -> int:
+    """In bytes; -1 where there is no such file."""
+    return file.stat().st_size if file.is_file() else -1
+
+
+def _state(file: Path, end: int) -> str:
+    size = _size(file)
+    return "is missing" if size < 0 else f"has {size} bytes, and the graph reads up to {end}"
+
+
+def _load_failed(file: Path, reason: str) -> Finding:
+    return Finding(
+        id="load-failed",
+        where=file.name,
+        explain=f"The runtime does not load it: {reason}",
+        fix="If the complaint names an operator or a type, export again for this runtime and its CPU provider; if the "
+        "file was cut off, copy it again.",
+    )
+
+
+def open_cached(target: Path, *, threads: int | None = None) -> tuple[CachedGraph, int]:
+    """A decoder that can be stepped with its cache, and its vocabulary's size.
+
+    Raises:
+        DecoderError: it does not load, has no cache, or does not say its vocabulary's size.
+    """
+    opened = open_decoder_file(target, threads=threads)
+    interface = opened.interface
+    reason = opened.findings[0].explain if opened.findings else ""
+    if interface is not None and not (interface.has_past and interface.has_present):
+        reason = "The graph has no cache to pass on."
+    if opened.graph is None or interface is None or reason:
+        raise DecoderError(f"{target} cannot be stepped: {reason} `bento-kv doctor {target}` says what to do.")
+    vocab_size = interface.logits.shape[-1]
+    if not isinstance(vocab_size, int):
+        output = opened.graph.run(np.zeros((1, 1), np.int64), opened.graph.empty_cache(1))
+        vocab_size = output.logits.shape[-1]
+    return opened.graph, vocab_size

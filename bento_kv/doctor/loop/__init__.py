@@ -1,0 +1,1 @@
+"""The loop layer: any program's loop, judged by its step trace."""

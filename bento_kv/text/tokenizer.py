@@ -1,0 +1,128 @@
+"""Text to token ids and back, as the model's own tokenizer does it, without transformers.
+
+The export writes `tokenizer.json` with transformers, and the proof compares the two. Serving needs the Rust tokenizer
+alone: transformers would import torch wherever it is installed.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+
+from bento_kv.errors import ManifestError, RequestError
+from bento_kv.text.chat_template import ChatTemplate
+
+_BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
+
+
+class Tokenizer:
+    """The tokenizer of a decoder directory. Its methods may be called from any thread.
+
+    Args:
+        directory: holds `tokenizer.json` and `tokenizer_config.json`, and `chat_template.jinja` if the model chats.
+
+    Raises:
+        ManifestError: they cannot be loaded.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        try:
+            text = (directory / "tokenizer.json").read_text(encoding="utf-8")
+            config = json.loads((directory / "tokenizer_config.json").read_text(encoding="utf-8"))
+            self._backend = tokenizers.Tokenizer.from_str(text)
+        except Exception as error:  # the Rust tokenizer raises plain Exception
+            raise ManifestError(f"{directory}: its tokenizer cannot be loaded: {error}") from error
+        self._backend.no_truncation()
+        self._backend.no_padding()
+        self._special = {token: added.content for token, added in self._backend.get_added_tokens_decoder().items()}
+        self._byte_level = _byte_alphabet() if _uses_byte_level(text) else None
+        self._template = _chat_template(directory, config)
+
+    @property
+    def has_chat_template(self) -> bool:
+        return self._template is not None
+
+    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+        """Token ids of a text, with what the model wants around it (a beginning-of-sequence token) unless told not to."""
+        return self._backend.encode(text, add_special_tokens=add_special_tokens).ids
+
+    def render_chat(self, messages: Sequence[Mapping[str, Any]]) -> str:
+        """The chat template's rendering, with the assistant's turn opened.
+
+        Raises:
+            RequestError: the model has no chat template, or the template refuses the messages.
+        """
+        if self._template is None:
+            raise RequestError(
+                "this model has no chat template; use /v1/completions with a plain prompt", param="messages"
+            )
+        return self._template.render(messages)
+
+    def encode_chat(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
+        """Token ids of `render_chat`, which has the special tokens that the model wants; errors as there."""
+        return self.encode(self.render_chat(messages), add_special_tokens=False)
+
+    def encode_prompt(self, prompt: str | Sequence[int] | Sequence[Mapping[str, Any]]) -> list[int]:
+        """Token ids of whatever a prompt may be: ids, chat messages, or a text.
+
+        A text is what a user says if the model chats, and the text to continue if it does not.
+        """
+        if isinstance(prompt, str):
+            return (
+                self.encode_chat([{"role": "user", "content": prompt}])
+                if self.has_chat_template
+                else self.encode(prompt)
+            )
+        messages = [item for item in prompt if isinstance(item, Mapping)]
+        ids = [item for item in prompt if isinstance(item, int)]
+        if len(messages) != len(prompt) and len(ids) != len(prompt):
+            raise RequestError("a prompt is a text, a list of messages or a list of token ids", param="prompt")
+        return self.encode_chat(messages) if messages else ids
+
+    def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
+        """The text of token ids, spaces as they are; bytes that form no character become U+FFFD."""
+        return self._backend.decode(list(ids), skip_special_tokens=skip_special_tokens)
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """The bytes that one token stands for; they need not be whole characters."""
+        if token_id in self._special:
+            return self._special[token_id].encode()
+        token = self._backend.id_to_token(token_id)
+        if token is None:
+            return b""
+        if self._byte_level is not None:
+            return bytes(self._byte_level[symbol] for symbol in token if symbol in self._byte_level)
+        byte = _BYTE_TOKEN.fullmatch(token)
+        return bytes([int(byte[1], 16)]) if byte else token.replace("\u2581", " ").encode()
+
+
+def _chat_template(directory: Path, config: Mapping[str, Any]) -> ChatTemplate | None:
+    path = directory / "chat_template.jinja"
+    if not path.is_file():
+        return None
+    # A special token is its text, or a record that has it as `content`.
+    named = {name: value for name, value in config.items() if name.endswith("_token") and value is not None}
+    tokens = {name: value["content"] if isinstance(value, Mapping) else str(value) for name, value in named.items()}
+    return ChatTemplate(path.read_text(encoding="utf-8"), tokens)
+
+
+def _uses_byte_level(tokenizer_json: str) -> bool:
+    decoder = json.loads(tokenizer_json).get("decoder") or {}
+    return any(part.get("type") == "ByteLevel" for part in (decoder, *decoder.get("decoders", [])))
+
+
+def _byte_alphabet() -> dict[str, int]:
+    """The symbols that stand for bytes in byte-level BPE: printable bytes for themselves, the rest from U+0100 on.
+
+    Source: GPT-2's encoder, as the tokenizers library has it.
+    """
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    rest = [byte for byte in range(256) if byte not in printable]
+    symbols = {chr(byte): byte for byte in printable}
+    symbols.update({chr(0x100 + n): byte for n, byte in enumerate(rest)})
+    return symbols

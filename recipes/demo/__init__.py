@@ -1,0 +1,1 @@
+"""How the embedded demo model was trained; not part of the package."""

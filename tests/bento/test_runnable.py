@@ -1,0 +1,121 @@
+"""The runnable in a program of one's own: streams, whole answers, defaults, the end."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from bento_kv import EngineConfig, OnnxDecoderRunnable
+from bento_kv.contract.manifest import Manifest
+from bento_kv.engine.request import Request, SamplingParams, StepOutput
+from bento_kv.errors import ContextLengthError, DecoderError, EngineClosedError, ManifestError
+from bento_kv.runtime.open import open_decoder
+from bento_kv.text.defaults import read_defaults
+
+
+def _read(runnable: OnnxDecoderRunnable, prompt: list[int], **changes: object) -> list[StepOutput]:
+    async def read() -> list[StepOutput]:
+        params = replace(runnable.defaults, **changes)  # type: ignore[arg-type]
+        return [output async for output in runnable.generate(prompt, params)]
+
+    return asyncio.run(read())
+
+
+@pytest.mark.parametrize("exact", ["batch", "full"])
+def test_greedy_tokens_are_transformers_tokens(exact: str, tiny_source: Path, tiny_decoder: Path) -> None:
+    model = AutoModelForCausalLM.from_pretrained(tiny_source, dtype=torch.float32)
+    runnable = OnnxDecoderRunnable(tiny_decoder, EngineConfig(slots=2, exact=exact))  # type: ignore[arg-type]
+    prompts = [[5], [7, 8, 9], list(range(40))]
+    for prompt in prompts:
+        expected = model.generate(torch.tensor([prompt]), max_new_tokens=30, do_sample=False, pad_token_id=258)
+        outputs = _read(runnable, prompt, max_tokens=30)
+        assert [token for output in outputs for token in output.token_ids] == expected[0, len(prompt) :].tolist()
+    runnable.close()
+
+
+def test_complete_is_the_stream_joined_and_methods_are_runnable_methods(tiny_decoder: Path) -> None:
+    runnable = OnnxDecoderRunnable(tiny_decoder, EngineConfig(slots=2))
+    params = replace(runnable.defaults, max_tokens=20)
+    whole = asyncio.run(runnable.complete("Hello", params))
+    outputs = _read(runnable, runnable.tokenizer.encode_prompt("Hello"), max_tokens=20)
+    assert "".join(output.text for output in outputs) == whole
+    assert [output.finish_reason for output in outputs[:-1]] == [None] * (len(outputs) - 1)
+    assert outputs[-1].finish_reason in ("stop", "length")
+    methods = OnnxDecoderRunnable.bentoml_runnable_methods__
+    assert methods is not None
+    assert {name: method.config.is_stream for name, method in methods.items()} == {"generate": True, "complete": False}
+    runnable.close()
+
+
+def test_the_context_ends_an_answer_and_a_prompt_without_room_is_refused(tiny_decoder: Path) -> None:
+    runnable = OnnxDecoderRunnable(tiny_decoder, EngineConfig(slots=1, max_length=32))
+    outputs = _read(runnable, [1] * 20, stop_token_ids=frozenset())
+    assert sum(len(output.token_ids) for output in outputs) == 12
+    assert outputs[-1].finish_reason == "length"
+    with pytest.raises(ContextLengthError, match=r"32.*"):
+        _read(runnable, [1] * 32)
+    runnable.close()
+
+
+def test_the_kv_cache_is_as_large_as_there_is_memory_for(tiny_decoder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def runnable(**config: int) -> OnnxDecoderRunnable:
+        made = OnnxDecoderRunnable(tiny_decoder, EngineConfig(slots=2, max_length=64, **config))
+        made.close()
+        return made
+
+    assert runnable().engine.stats().kv_tokens_total == 2 * 64
+    assert runnable(kv_tokens=70).engine.stats().kv_tokens_total == 70
+    token_bytes = open_decoder(tiny_decoder, slots=1).cache.token_bytes
+    monkeypatch.setattr("bento_kv.bento.runnable.available_memory", lambda: 50 * token_bytes)
+    small = runnable()
+    assert small.engine.stats().kv_tokens_total == small.max_length == 40
+    with pytest.raises(ContextLengthError, match="40 tokens, which is what this server has memory for"):
+        small.engine.submit(Request(id="r", prompt_ids=(1,) * 45, params=SamplingParams(), emit=lambda output: None))
+    monkeypatch.setattr("bento_kv.bento.runnable.available_memory", lambda: token_bytes)
+    with pytest.raises(DecoderError, match="no room for a KV cache"):
+        runnable()
+
+
+def test_after_close_requests_are_refused(tiny_decoder: Path) -> None:
+    runnable = OnnxDecoderRunnable(tiny_decoder, EngineConfig(slots=1))
+    runnable.close()
+    runnable.close()
+    with pytest.raises(EngineClosedError):
+        _read(runnable, [1, 2])
+
+
+@pytest.mark.parametrize(
+    ("config", "expected"),
+    [
+        ({}, (0.0, 0, 1.0, 1.0)),
+        ({"temperature": 0.7, "top_p": 0.8}, (0.0, 0, 1.0, 1.0)),
+        ({"do_sample": True, "temperature": 0.7, "top_k": 20, "top_p": 0.8}, (0.7, 20, 0.8, 1.0)),
+        ({"do_sample": True, "top_k": 0, "repetition_penalty": 1.1}, (1.0, 0, 1.0, 1.1)),
+        ({"do_sample": True}, (1.0, 50, 1.0, 1.0)),
+    ],
+)
+def test_defaults_are_the_models_own(
+    config: dict[str, object], expected: tuple[float, ...], tiny_decoder: Path
+) -> None:
+    (tiny_decoder / "generation_config.json").write_text(json.dumps(config))
+    defaults = read_defaults(tiny_decoder, Manifest.read(tiny_decoder))
+    assert (defaults.temperature, defaults.top_k, defaults.top_p, defaults.repetition_penalty) == expected
+    assert defaults.stop_token_ids == {257}
+
+
+def test_defaults_that_are_no_numbers(tiny_decoder: Path) -> None:
+    (tiny_decoder / "generation_config.json").write_text('{"do_sample": true, "temperature": "warm"}')
+    with pytest.raises(ManifestError, match=r"no number where one is wanted.*warm"):
+        read_defaults(tiny_decoder, Manifest.read(tiny_decoder))
+
+
+def test_defaults_that_cannot_be_read(tiny_decoder: Path) -> None:
+    (tiny_decoder / "generation_config.json").write_text("{")
+    with pytest.raises(ManifestError, match=r"generation_config\.json cannot be read"):
+        read_defaults(tiny_decoder, Manifest.read(tiny_decoder))
