@@ -16,7 +16,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from bento_kv import EngineConfig, EngineMetrics, OnnxDecoderRunnable, RequireApiKey, VerifiedDecoder, openai_app
 from bento_kv.contract.plan import Exactness
-from bento_kv.errors import DecoderError, EngineClosedError, OutOfTimeError, QueueFullError, RequestError
+from bento_kv.errors import BentoKVError
 from bento_kv.server.protocol import MAX_PRIORITY
 
 
@@ -143,16 +143,12 @@ class LanguageModel:
             async for text in self.runnable.stream_text(prompt, params, priority=priority, cache_salt=cache_salt):
                 begun = True
                 yield text
-        except RequestError as error:
-            raise BentoMLException(str(error), error_code=HTTPStatus.BAD_REQUEST) from error
-        except QueueFullError as error:
-            raise BentoMLException(str(error), error_code=HTTPStatus.TOO_MANY_REQUESTS) from error
-        except (EngineClosedError, OutOfTimeError) as error:
-            raise BentoMLException(str(error), error_code=HTTPStatus.SERVICE_UNAVAILABLE) from error
-        except DecoderError as error:
+        except BentoKVError as error:
             if begun:  # BentoML ends a stream cleanly after an exception; only this cuts the connection
                 raise asyncio.CancelledError(str(error)) from error
-            raise
+            if error.http_status == HTTPStatus.INTERNAL_SERVER_ERROR:
+                raise
+            raise BentoMLException(str(error), error_code=HTTPStatus(error.http_status)) from error
 
     @bentoml.on_shutdown
     def close(self) -> None:

@@ -1,13 +1,16 @@
 """Export, prove and serve language models from ONNX on BentoML.
 
-The public surface is `__all__`; its parts are imported when they are first used, so that `import bento_kv` costs
-nothing and the serving path never meets the export world.
+The public surface is `__all__` and `bento_kv.errors`, whose classes are public under their names there. Its parts are
+imported when they are first used, so that `import bento_kv` costs nothing and the serving path never meets the export
+world.
 """
 
 from __future__ import annotations
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+from bento_kv import errors
 
 __version__ = "0.1.0"
 
@@ -16,6 +19,7 @@ _HOME = {
     "EngineMetrics": "bento_kv.server.metrics",
     "OnnxDecoderRunnable": "bento_kv.bento.runnable",
     "RequireApiKey": "bento_kv.server.app",
+    "SamplingParams": "bento_kv.engine.request",
     "VerifiedDecoder": "bento_kv.bento.store",
     "get": "bento_kv.bento.store",
     "load_model": "bento_kv.bento.store",
@@ -28,8 +32,10 @@ __all__ = [
     "EngineMetrics",
     "OnnxDecoderRunnable",
     "RequireApiKey",
+    "SamplingParams",
     "VerifiedDecoder",
     "__version__",
+    "errors",
     "get",
     "load_model",
     "openai_app",
@@ -40,6 +46,7 @@ if TYPE_CHECKING:
     from bento_kv.bento.runnable import OnnxDecoderRunnable
     from bento_kv.bento.store import VerifiedDecoder, get, load_model, save_model
     from bento_kv.engine.config import EngineConfig
+    from bento_kv.engine.request import SamplingParams
     from bento_kv.server.app import RequireApiKey, openai_app
     from bento_kv.server.metrics import EngineMetrics
 

@@ -1,4 +1,4 @@
-"""Every error that bento_kv raises on purpose.
+"""Every error that bento_kv raises on purpose, and what a client is answered when one ends its request.
 
     BentoKVError
     ├── SourceError              a model source cannot be found or read
@@ -10,20 +10,56 @@
     ├── DecoderError             a step was asked for, or went, wrong
     ├── TraceError               a step trace cannot be read as one
     ├── MetricsError             a server's metrics cannot be read
-    ├── RequestError             a request cannot be served as it is (HTTP 400)
+    ├── RequestError             a request cannot be served as it is
     │   └── ContextLengthError   prompt and answer do not fit in the context
-    ├── QueueFullError           no room for another waiting request (HTTP 429)
-    ├── OutOfTimeError           a request has no answer within its time (HTTP 503)
-    └── EngineClosedError        the engine takes no more requests (HTTP 503)
+    ├── QueueFullError           no room for another waiting request
+    ├── OutOfTimeError           a request has no answer within its time
+    └── EngineClosedError        the engine takes no more requests
 
-Messages name the thing and the remedy in one sentence or two; callers may show them to users as they are.
+Messages name the thing and the remedy in one sentence or two; callers may show them to users as they are. Types and codes
+are those of OpenAI's API (https://platform.openai.com/docs/guides/error-codes), so that a client library raises the
+exception that its user expects.
 """
 
 from __future__ import annotations
 
+from typing import ClassVar
+
+__all__ = [
+    "BentoKVError",
+    "ContextLengthError",
+    "DecoderError",
+    "EngineClosedError",
+    "ExportError",
+    "IntegrityError",
+    "ManifestError",
+    "MetricsError",
+    "OutOfTimeError",
+    "QueueFullError",
+    "RequestError",
+    "SourceError",
+    "TraceError",
+    "UnsupportedArchitecture",
+    "VerificationError",
+]
+
+_REPLACEMENT_SECONDS = 5  # about the time in which another server is found, or this one has less to do
+
 
 class BentoKVError(Exception):
-    """Base of all errors that bento_kv raises on purpose."""
+    """Base of all errors that bento_kv raises on purpose.
+
+    Attributes:
+        http_status: of the answer to a request that ends with it. With 500 the message is for the log, not the client.
+        error_type: OpenAI's class of the error.
+        code: a short machine-readable reason, as OpenAI's `code`; None if the type says it all.
+        retry_after: seconds after which trying again makes sense; None if it never does.
+    """
+
+    http_status: ClassVar[int] = 500
+    error_type: ClassVar[str] = "server_error"
+    code: str | None = "internal_error"
+    retry_after: float | None = None
 
 
 class SourceError(BentoKVError):
@@ -68,17 +104,24 @@ class RequestError(BentoKVError):
     Args:
         message: what is wrong and what to do, for the client.
         param: the request's field that is at fault, if one is.
-        code: a short machine-readable reason, as OpenAI's `code`.
+        code: a short machine-readable reason; the class's own unless given.
     """
+
+    http_status = 400
+    error_type = "invalid_request_error"
+    code = None
 
     def __init__(self, message: str, *, param: str | None = None, code: str | None = None) -> None:
         super().__init__(message)
         self.param = param
-        self.code = code
+        if code is not None:
+            self.code = code
 
 
 class ContextLengthError(RequestError):
     """Prompt and answer do not fit in the context."""
+
+    code = "context_length_exceeded"
 
 
 class QueueFullError(BentoKVError):
@@ -89,17 +132,40 @@ class QueueFullError(BentoKVError):
         retry_after: seconds after which trying again makes sense, an estimate.
     """
 
+    http_status = 429
+    error_type = "rate_limit_error"
+    code = "rate_limit_exceeded"
+
     def __init__(self, message: str, *, retry_after: float) -> None:
         super().__init__(message)
         self.retry_after = retry_after
 
 
 class OutOfTimeError(BentoKVError):
-    """A request was given up because there was no answer within the time that it had."""
+    """A request was given up because there was no answer within the time that it had.
+
+    503 and not 408, which says that the *client* was slow to send its request, and which proxies answer with of their own
+    accord; what is wrong here is the load, and another server may have less.
+
+    Args:
+        message: which time it was.
+        code: the same for machines.
+    """
+
+    http_status = 503
+    retry_after = _REPLACEMENT_SECONDS
+
+    def __init__(self, message: str, *, code: str = "request_timeout") -> None:
+        super().__init__(message)
+        self.code = code
 
 
 class EngineClosedError(BentoKVError):
     """The engine is shutting down or has failed, and takes no more requests."""
+
+    http_status = 503
+    code = "service_unavailable"
+    retry_after = _REPLACEMENT_SECONDS
 
 
 def first_line(error: BaseException) -> str:

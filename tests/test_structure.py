@@ -27,14 +27,29 @@ def test_the_public_surface() -> None:
         "EngineMetrics",
         "OnnxDecoderRunnable",
         "RequireApiKey",
+        "SamplingParams",
         "VerifiedDecoder",
         "__version__",
+        "errors",
         "get",
         "load_model",
         "openai_app",
         "save_model",
     ]
     assert all(getattr(bento_kv, name) for name in bento_kv.__all__)
+
+
+def test_every_error_is_public_and_says_what_a_client_is_answered() -> None:
+    own = {name: kind for name, kind in vars(bento_kv.errors).items() if isinstance(kind, type)}
+    assert sorted(own) == bento_kv.errors.__all__
+    answers = {name: (kind.http_status, kind.error_type) for name, kind in own.items() if kind.http_status != 500}
+    assert answers == {
+        "ContextLengthError": (400, "invalid_request_error"),
+        "EngineClosedError": (503, "server_error"),
+        "OutOfTimeError": (503, "server_error"),
+        "QueueFullError": (429, "rate_limit_error"),
+        "RequestError": (400, "invalid_request_error"),
+    }
 
 
 def _pins(lines: list[str]) -> dict[str, str]:

@@ -24,7 +24,7 @@ from bento_kv.engine.events import Recorder
 from bento_kv.engine.observer import Observer
 from bento_kv.engine.request import SamplingParams, StepOutput
 from bento_kv.engine.stream import open_stream
-from bento_kv.errors import DecoderError, OutOfTimeError
+from bento_kv.errors import DecoderError
 from bento_kv.host import available_cpus, available_memory
 from bento_kv.runtime.golden import replay_golden
 from bento_kv.runtime.open import open_decoder
@@ -145,18 +145,17 @@ class OnnxDecoderRunnable(Runnable):
         """The answer's text, piece by piece; arguments and errors as `generate`.
 
         Raises:
-            DecoderError: it failed or was aborted on the way.
-            OutOfTimeError: it was not begun in the time that the engine gives it.
+            DecoderError: it failed on the way.
+            OutOfTimeError: it was not begun in the time that it has.
+            EngineClosedError: the engine shut down before its end.
         """
         answer = self.generate(prompt, params, priority=priority, cache_salt=cache_salt)
         async with contextlib.aclosing(answer) as outputs:
             async for output in outputs:
                 if output.text:
                     yield output.text
-                if output.finish_reason == "abort" and output.timeout is not None:
-                    raise OutOfTimeError("there is no answer in the time that a request has; try again later")
-                if output.finish_reason in ("error", "abort"):
-                    raise DecoderError(output.error or "the request was aborted because the engine shut down")
+                if output.failure is not None:
+                    raise output.failure
 
     @Runnable.method
     async def complete(

@@ -57,8 +57,7 @@ class Limits:
         if len(prompt_ids) >= self.max_length:
             raise ContextLengthError(
                 f"the prompt has {len(prompt_ids)} tokens, which leaves no room for an answer in {self._context}; "
-                "shorten it",
-                code="context_length_exceeded",
+                "shorten it"
             )
 
     def _check_logit_bias(self, params: SamplingParams) -> None:
@@ -89,7 +88,6 @@ class Limits:
                 f"{prompt_length} tokens of the prompt and {asked} of max_tokens are {prompt_length + asked}, more than "
                 f"{self._context}; shorten the prompt or ask for at most {room} tokens",
                 param="max_tokens",
-                code="context_length_exceeded",
             )
         return asked
 

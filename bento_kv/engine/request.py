@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from bento_kv.engine.deadlines import Deadlines, Timeout
+from bento_kv.errors import BentoKVError, DecoderError, EngineClosedError, OutOfTimeError
 
 FinishReason = Literal["stop", "length", "abort", "error"]
 
@@ -92,6 +93,25 @@ class StepOutput:
     stop_reason: str | int | None = None
     timeout: Timeout | None = None
     error: str | None = None
+
+    @property
+    def failure(self) -> BentoKVError | None:
+        """The error that this end is; None if the answer goes on, is complete, or was cut by a limit."""
+        if self.finish_reason == "error":
+            return DecoderError(self.error or "the request failed")
+        if self.finish_reason != "abort":
+            return None
+        if self.timeout is None:
+            return EngineClosedError("The request was aborted: the server is shutting down.")
+        if self.timeout == "queue":
+            return OutOfTimeError(
+                "The request waited for a free slot for longer than it may; try again later, or with a longer "
+                "max_queue_time.",
+                code="queue_timeout",
+            )
+        return OutOfTimeError(
+            "The request ran out of time before its first token; try again later, or with a longer max_time."
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

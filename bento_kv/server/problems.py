@@ -1,7 +1,7 @@
-"""Errors in OpenAI's form, `{"error": {"message", "type", "param", "code"}}`, and the HTTP status of each.
+"""Errors in OpenAI's form, `{"error": {"message", "type", "param", "code"}}`.
 
-Types and codes are those that OpenAI's API answers with (https://platform.openai.com/docs/guides/error-codes), so that
-a client library raises the exception its user expects.
+What the package raises knows its own status, type and code (`bento_kv.errors`); what is wrong with an HTTP request as
+such, before it asks for anything, is here.
 """
 
 from __future__ import annotations
@@ -9,13 +9,12 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping
+from http import HTTPStatus
 from typing import Any
 
-from bento_kv.engine.deadlines import Timeout
-from bento_kv.errors import ContextLengthError, EngineClosedError, QueueFullError, RequestError
+from bento_kv.errors import BentoKVError, RequestError
 
 _LOG = logging.getLogger(__name__)
-_RETRY_AFTER = 5  # seconds: about the time in which a replacement is found
 
 
 class Problem(Exception):
@@ -55,46 +54,27 @@ class Problem(Exception):
 
 
 def problem_of(error: Exception, *, request_id: str) -> Problem:
-    """The answer to an exception. What is not raised on purpose is logged under `request_id` and told to nobody."""
+    """The answer to an exception. What is not a client's business is logged under `request_id` and told to nobody."""
     if isinstance(error, Problem):
         return error
-    if isinstance(error, RequestError):
-        code = error.code or ("context_length_exceeded" if isinstance(error, ContextLengthError) else None)
-        return Problem(400, str(error), param=error.param, code=code)
-    if isinstance(error, QueueFullError):
+    if isinstance(error, BentoKVError) and error.http_status != HTTPStatus.INTERNAL_SERVER_ERROR:
+        retry = {} if error.retry_after is None else {"retry-after": str(max(1, math.ceil(error.retry_after)))}
         return Problem(
-            429,
+            error.http_status,
             str(error),
-            type="rate_limit_error",
-            code="rate_limit_exceeded",
-            headers={"retry-after": str(max(1, math.ceil(error.retry_after)))},
+            type=error.error_type,
+            param=error.param if isinstance(error, RequestError) else None,
+            code=error.code,
+            headers=retry,
         )
-    if isinstance(error, EngineClosedError):
-        return unavailable(str(error))
     _LOG.error("request %s failed", request_id, exc_info=error)
-    return internal(request_id)
+    return _internal(request_id)
 
 
-def unavailable(message: str, *, code: str = "service_unavailable") -> Problem:
-    """503: nothing is wrong with the request, but this process will not serve it."""
-    headers = {"retry-after": str(_RETRY_AFTER)}
-    return Problem(503, message, type="server_error", code=code, headers=headers)
-
-
-def timed_out(deadline: Timeout) -> Problem:
-    """503: there is no answer in time. Not 408, which says that the *client* was slow to send its request, and which
-    proxies answer with of their own accord; what is wrong here is the load, and another server may have less."""
-    if deadline == "queue":
-        message = "The request waited for a free slot for longer than it may; try again later, or with a longer max_queue_time."
-        return unavailable(message, code="queue_timeout")
-    message = "The request ran out of time before its first token; try again later, or with a longer max_time."
-    return unavailable(message, code="request_timeout")
-
-
-def internal(request_id: str) -> Problem:
-    """500, with the id under which the log has the cause."""
+def _internal(request_id: str) -> Problem:
+    """With the id under which the log has the cause."""
     message = f"The server failed while it processed the request. Its log has the cause under {request_id}."
-    return Problem(500, message, type="server_error", code="internal_error")
+    return Problem(BentoKVError.http_status, message, type=BentoKVError.error_type, code=BentoKVError.code)
 
 
 def unauthorized() -> Problem:

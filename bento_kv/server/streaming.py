@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -17,12 +16,9 @@ from bento_kv.server import jsontext
 from bento_kv.server.backend import Backend
 from bento_kv.server.choices import ChatChoice, Choice, TextChoice
 from bento_kv.server.exchange import Exchange
-from bento_kv.server.problems import internal, timed_out, unavailable
 from bento_kv.server.prompts import EncodedPrompt
 from bento_kv.server.protocol import ChatRequest, CompletionRequest
 from bento_kv.server.sampling import sampling_params
-
-_LOG = logging.getLogger(__name__)
 
 Events = AsyncIterator[tuple[int, StepOutput]]
 
@@ -91,7 +87,7 @@ async def answer(
 
     Raises:
         RequestError, QueueFullError, EngineClosedError: as `Engine.submit`.
-        Problem: the engine failed or shut down before the end.
+        DecoderError, OutOfTimeError, EngineClosedError: there is no answer, or none to its end.
     """
     envelope = Envelope.of(request, backend, exchange.id)
     streams = _streams(backend, request, prompts, envelope.id)
@@ -113,7 +109,6 @@ async def _send_whole(
 ) -> None:
     outputs: list[list[StepOutput]] = [[] for _ in choices]
     async for index, output in events:
-        _check(output, exchange)
         usage.add(output)
         outputs[index].append(output)
     whole = [choice.whole(own) for choice, own in zip(choices, outputs, strict=True)]
@@ -131,7 +126,6 @@ async def _send_stream(
     no_usage_yet = {"usage": None} if request.include_usage else {}
     await exchange.start_events()
     async for index, output in events:
-        _check(output, exchange)
         usage.add(output)
         deltas = choices[index].deltas(output)
         if deltas:
@@ -211,19 +205,10 @@ async def _until_all_end(queue: asyncio.Queue[tuple[int, StepOutput | Exception]
         number, output = await queue.get()
         if isinstance(output, Exception):
             raise output
+        if output.failure is not None:
+            raise output.failure
         streams -= output.finish_reason is not None
         yield number, output
-
-
-def _check(output: StepOutput, exchange: Exchange) -> None:
-    """Raise Problem if this is the end that no client asked for."""
-    if output.finish_reason == "error":
-        _LOG.error("request %s ends with an error: %s", exchange.id, output.error)
-        raise internal(exchange.id)
-    if output.finish_reason == "abort" and output.timeout is not None:
-        raise timed_out(output.timeout)
-    if output.finish_reason == "abort":
-        raise unavailable("The request was aborted: the server is shutting down.")
 
 
 def _name_in(request: ChatRequest | CompletionRequest, param: str | None) -> str | None:

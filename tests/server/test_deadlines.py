@@ -13,7 +13,7 @@ import pytest
 from bento_kv.engine.deadlines import Deadlines
 from bento_kv.engine.generation import Generation
 from bento_kv.engine.request import Request, SamplingParams
-from bento_kv.server.problems import timed_out
+from bento_kv.server.problems import problem_of
 from tests.engine.faulty import FaultyDecoder, Hang
 from tests.server.test_life import ENDLESS, send
 from tests.server.world import MODEL, ByteTokenizer, World, serving
@@ -110,7 +110,8 @@ def test_a_deadline_before_the_first_token_is_no_answer() -> None:
     generation.admitted = generation.arrived
     output = generation.time_out()
     assert (output.finish_reason, output.timeout) == ("abort", "total")
-    problem = timed_out("total")
+    assert output.failure is not None
+    problem = problem_of(output.failure, request_id="req_1")
     assert (problem.status, problem.code) == (503, "request_timeout")
 
 
