@@ -4,47 +4,30 @@ from __future__ import annotations
 
 import shlex
 
-from bento_kv.doctor.records import Item, LayerDiagnosis, Scenario, State
+from bento_kv.doctor.faults import CHECKLIST, FAULTS, ItemId
+from bento_kv.doctor.records import Item, PartDiagnosis, Scenario, State, Verdict
 
-_LOOP_ITEMS: tuple[tuple[str, str, frozenset[str]], ...] = (
-    ("cache-taken", "The cache is taken at step 0", frozenset({"step0-cache-not-extracted"})),
-    (
-        "cache-passed-on",
-        "It is passed on, each step's to the next",
-        frozenset({"step0-cache-not-extracted", "past-not-fed", "past-stale", "layers-swapped"}),
-    ),
-    (
-        "input-ids-shape",
-        "input_ids has the right shape at every step",
-        frozenset({"input-ids-not-truncated"}),
-    ),
-    (
-        "positions-and-mask",
-        "Positions and mask go on behind the past",
-        frozenset({"position-not-advanced", "mask-too-short"}),
-    ),
-)
+_STATES: dict[Verdict, State] = {"right": "done", "wrong": "wrong", "unknown": "unknown"}
 
 
-def checklist(export: LayerDiagnosis, loop: LayerDiagnosis) -> tuple[Item, ...]:
+def checklist(export: PartDiagnosis, loop: PartDiagnosis) -> tuple[Item, ...]:
     """Each thing that has to be right, and whether it is."""
-    states: dict[str, State] = {"right": "done", "wrong": "wrong", "unknown": "unknown"}
-    items = [Item(id="export", text="The graph takes a past and returns it grown", state=states[export.verdict])]
-    found = {finding.id for finding in loop.findings}
-    for id, text, faults in _LOOP_ITEMS:
-        state: State = "wrong" if found & faults else "unknown" if loop.verdict == "unknown" else "done"
-        items.append(Item(id=id, text=text, state=state))
-    whole: State = "unknown"
-    if export.verdict == "right" and loop.verdict != "unknown":
-        whole = "done" if loop.verdict == "right" else "wrong"
-    items.append(Item(id="whole", text="Export and loop together give the tokens that they should", state=whole))
-    return tuple(items)
+    wrong = {item for finding in loop.findings for item in FAULTS[finding.id].items}
+
+    def state(item: ItemId) -> State:
+        if item == "export":
+            return _STATES[export.verdict]
+        if item == "whole":
+            return _STATES[loop.verdict] if export.verdict == "right" else "unknown"
+        return "wrong" if item in wrong else "unknown" if loop.verdict == "unknown" else "done"
+
+    return tuple(Item(id=item, text=text, state=state(item)) for item, text in CHECKLIST.items())
 
 
 def todo(
     scenario: Scenario,
-    export: LayerDiagnosis,
-    loop: LayerDiagnosis,
+    export: PartDiagnosis,
+    loop: PartDiagnosis,
     *,
     target: str,
     graph: str | None,
@@ -54,8 +37,8 @@ def todo(
     """The plan, first things first; commands can be copied.
 
     Args:
-        scenario: that follows from the layers.
-        export, loop: the layers.
+        scenario: that follows from the two.
+        export, loop: what was found of each.
         target: what was diagnosed.
         graph: its file that `repair` would mend; None where only a new export does.
         traced: the loop judged is the user's own.

@@ -26,15 +26,15 @@ from bento_kv.doctor.export.driven import (
 from bento_kv.doctor.export.loading import Opened, describe, open_decoder_file
 from bento_kv.doctor.export.probe import LIMITS, Probe
 from bento_kv.doctor.export.rows import check_cached_rows, check_mask, check_rows
+from bento_kv.doctor.faults import EXPORT_FAULTS, FAULTS
 from bento_kv.doctor.loop.judge import Judgement, judge
 from bento_kv.doctor.loop.own_loop import own_trace
 from bento_kv.doctor.loop.trace import Trace
 from bento_kv.doctor.records import (
-    EXPORT_FAULTS,
     Diagnosis,
     Finding,
-    LayerDiagnosis,
     Measurements,
+    PartDiagnosis,
     scenario_of,
 )
 from bento_kv.errors import DecoderError, TraceError
@@ -42,7 +42,6 @@ from bento_kv.onnx_file import precision
 from bento_kv.runtime.graph import CachedGraph
 from bento_kv.runtime.growing import genai_geometry
 
-_BREAKS = {"no-cache-io", "past-present-unpaired", "kv-shape-mismatch", "dtype-mismatch"}
 _PACKAGES = ("onnxruntime", "onnx", "numpy")
 # Against torch weights of few bits differ by what the bits leave out, which is not the export's fault.
 REFERENCE_LIMITS = {"fp32": 1e-3, "fp16": 2e-2, "int8": 3e-1, "int4": 1.0}
@@ -62,8 +61,8 @@ class _Export:
     notes: list[str] = field(default_factory=list)
 
     @property
-    def layer(self) -> LayerDiagnosis:
-        return LayerDiagnosis.of(self.findings, tried=self.tried)
+    def layer(self) -> PartDiagnosis:
+        return PartDiagnosis.of(self.findings, tried=self.tried)
 
 
 def diagnose(
@@ -97,7 +96,7 @@ def diagnose(
     export = _judge_export(target, reference, threads, progress)
     progress("the loop")
     judgement = _judge_loop(export, trace, pad_token_id)
-    loop = judgement.diagnosis if judgement else LayerDiagnosis(verdict="unknown")
+    loop = judgement.diagnosis if judgement else PartDiagnosis(verdict="unknown")
     scenario, plan = scenario_of(export.layer, loop)
     opened = export.opened
     return Diagnosis(
@@ -127,8 +126,8 @@ def check_export(directory: Path, threads: int | None) -> list[Check]:
     """The export layer's findings as checks of a proof: each fault that there may be, and how often it is there."""
     findings = _judge_export(directory, None, threads, lambda _: None).findings
     return [
-        holds(id, [f"{finding.where}: {finding.explain}" for finding in findings if finding.id == id], meaning)
-        for id, meaning in EXPORT_FAULTS.items()
+        holds(fault.id, [f"{f.where}: {f.explain}" for f in findings if f.id == fault.id], fault.matter)
+        for fault in EXPORT_FAULTS
     ]
 
 
@@ -147,7 +146,7 @@ def _judge_export(
         configured=genai_geometry(opened.files[0].parent),
     )
     # A cache that cannot be passed on has to be mended before anything can be said of its numbers.
-    if opened.graph is None or any(finding.id in _BREAKS for finding in export.findings):
+    if opened.graph is None or any(FAULTS[finding.id].blocks for finding in export.findings):
         return export
     progress("sizes")
     export.vocab_size = _vocab_size(opened)

@@ -1,6 +1,6 @@
-"""What a diagnosis says: per layer a verdict and its findings, and from both the scenario and the plan.
+"""What a diagnosis says: of export and loop a verdict and its findings each, and from both the scenario and the plan.
 
-The layers are judged apart because they fail apart. A finding names its place, what it does to whoever uses the
+The two are judged one by one because they fail independently. A finding names its place, what it does to whoever uses the
 decoder, and what to do about it.
 """
 
@@ -10,41 +10,11 @@ from typing import Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
-Layer = Literal["export", "loop"]
+from bento_kv.doctor.faults import FaultId, ItemId, LoopFaultId, Part
+
 Verdict = Literal["right", "wrong", "unknown"]
 Scenario = Literal["A", "B", "C", "D"]
 State = Literal["done", "wrong", "unknown"]
-
-# Why each id exists, in a line: what is the matter. A finding's own `explain` has the numbers and names.
-EXPORT_FAULTS: dict[str, str] = {
-    "ir-version-unsupported": "the file's IR version is newer than the installed runtime takes",
-    "opset-unsupported": "the graph is written in an operator set that the installed runtime does not have",
-    "load-failed": "the runtime does not load the graph",
-    "external-data-missing": "the weights file beside the graph is missing or too short",
-    "no-cache-io": "the graph has no cache inputs or no cache outputs",
-    "past-present-unpaired": "a past input has no present output that continues it, or another layer's does",
-    "kv-shape-mismatch": "past and present, or the graph and its configuration, differ in heads or head size",
-    "dtype-mismatch": "past and present differ in their element type, so present cannot be fed back",
-    "dynamic-axis-baked": "an axis that has to vary was fixed at the size it had when the graph was traced",
-    "zero-length-past-rejected": "the graph does not take an empty past, so step 0 needs another graph",
-    "present-not-appended": "present is not the past with the new keys and values behind it",
-    "past-ignored": "the logits do not depend on the past",
-    "position-ignores-past": "positions start at 0 in each step instead of behind the past",
-    "mask-ignores-past": "the attention mask does not cover the past as it should",
-    "batch-rows-mixed": "a row's logits depend on the rows beside it",
-    "nan": "logits or cache contain values that are not numbers",
-    "numeric-mismatch": "the numbers differ from those that they have to equal",
-}
-LOOP_FAULTS: dict[str, str] = {
-    "step0-cache-not-extracted": "the cache that step 0 computed was not taken",
-    "past-not-fed": "the cache was taken, but not fed to the next step",
-    "past-stale": "the cache fed is not the one that the step before returned",
-    "input-ids-not-truncated": "after step 0 the whole sequence is fed instead of the new token",
-    "position-not-advanced": "position ids do not continue behind the past",
-    "mask-too-short": "the attention mask does not span past and new tokens",
-    "layers-swapped": "the cache of one layer or side is fed to another",
-    "tokens-diverge": "the steps look right, and the tokens are not those of the golden loop",
-}
 
 # Scenario and plan from (export is wrong, loop is wrong). Plan 2 mends the export, plan 1 the loop; the export is
 # always first, because a loop cannot be judged on wrong numbers.
@@ -63,28 +33,28 @@ class _Record(BaseModel):
 class Finding(_Record):
     """One fault. `where` names the node, the tensor and axis, or the step."""
 
-    id: str
+    id: FaultId
     where: str
     explain: str
     fix: str
 
 
-class LayerDiagnosis(_Record):
-    """A layer's verdict: `unknown` where nothing was found because it could not be tried."""
+class PartDiagnosis(_Record):
+    """The verdict on export or loop: `unknown` where nothing was found because it could not be tried."""
 
     verdict: Verdict
     findings: tuple[Finding, ...] = ()
 
     @classmethod
     def of(cls, findings: list[Finding], *, tried: bool = True) -> Self:
-        """Wrong if anything was found, else right if the layer was tried at all."""
+        """Wrong if anything was found, else right if it was tried at all."""
         return cls(verdict="wrong" if findings else "right" if tried else "unknown", findings=tuple(findings))
 
 
 class Item(_Record):
     """A line of the checklist."""
 
-    id: str
+    id: ItemId
     text: str
     state: State
 
@@ -103,7 +73,7 @@ class LoopStep(_Record):
     position_ids: tuple[int, int] | None = None  # the first row's first and last
     expected_tokens: int
     expected_past_length: int
-    findings: tuple[str, ...] = ()
+    findings: tuple[LoopFaultId, ...] = ()
 
 
 class StepError(_Record):
@@ -142,13 +112,13 @@ class Target(_Record):
 
 
 class Diagnosis(_Record):
-    """The answer of `doctor`: which layer is wrong, and what to do first."""
+    """The answer of `doctor`: whether export or loop is wrong, and what to do first."""
 
     schema_: Literal["bento_kv.diagnosis/1"] = Field("bento_kv.diagnosis/1", alias="schema")
     scenario: Scenario
     plan: tuple[int, ...]
-    export: LayerDiagnosis
-    loop: LayerDiagnosis
+    export: PartDiagnosis
+    loop: PartDiagnosis
     checklist: tuple[Item, ...]
     todo: tuple[str, ...]  # in order, a sentence or a command each
     notes: tuple[str, ...] = ()  # what was taken for granted or left out
@@ -157,9 +127,14 @@ class Diagnosis(_Record):
     versions: dict[str, str]
     seconds: float
 
+    @property
+    def parts(self) -> dict[Part, PartDiagnosis]:
+        """Export and loop, the one to be mended first before the other."""
+        return {"export": self.export, "loop": self.loop}
 
-def scenario_of(export: LayerDiagnosis, loop: LayerDiagnosis) -> tuple[Scenario, tuple[int, ...]]:
-    """The scenario and its plan; a layer that could not be tried is not called wrong."""
+
+def scenario_of(export: PartDiagnosis, loop: PartDiagnosis) -> tuple[Scenario, tuple[int, ...]]:
+    """The scenario and its plan; what could not be tried is not called wrong."""
     return _SCENARIOS[export.verdict == "wrong", loop.verdict == "wrong"]
 
 

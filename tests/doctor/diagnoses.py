@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from bento_kv.doctor.faults import LoopFaultId
 from bento_kv.doctor.records import (
     Diagnosis,
     Finding,
     Item,
-    LayerDiagnosis,
     LoopStep,
     Measurements,
+    PartDiagnosis,
     State,
     StepError,
     Target,
@@ -47,7 +48,7 @@ def golden(count: int, prompt: int = 5) -> tuple[LoopStep, ...]:
 
 def faulty(count: int, prompt: int = 5, *, since: int = 1) -> tuple[LoopStep, ...]:
     """From step `since` on the cache stays empty and the whole sequence is fed."""
-    found = (NOT_EXTRACTED.id, NOT_TRUNCATED.id)
+    found: tuple[LoopFaultId, ...] = ("step0-cache-not-extracted", "input-ids-not-truncated")
     return tuple(
         right
         if right.step < since
@@ -92,8 +93,8 @@ def errors(count: int, layers: int, *, broken_from: int | None = None) -> tuple[
 
 
 def diagnosis(
-    export: LayerDiagnosis,
-    loop: LayerDiagnosis,
+    export: PartDiagnosis,
+    loop: PartDiagnosis,
     *,
     steps: tuple[LoopStep, ...] = (),
     measured: tuple[StepError, ...] = (),
@@ -111,8 +112,8 @@ def diagnosis(
         loop=loop,
         checklist=(
             Item(id="cache-taken", text="The cache is taken at step 0.", state=taken),
-            Item(id="cache-passed", text="It is passed on from step to step.", state=taken),
-            Item(id="input-ids", text="input_ids has the right shape at every step.", state=taken),
+            Item(id="cache-passed-on", text="It is passed on from step to step.", state=taken),
+            Item(id="input-ids-shape", text="input_ids has the right shape at every step.", state=taken),
             Item(id="whole", text="The repaired whole is tested.", state="done" if scenario == "C" else "unknown"),
         ),
         todo=todo,
@@ -135,8 +136,8 @@ def diagnosis(
 
 def scenario_a(count: int = 6, layers: int = 4) -> Diagnosis:
     return diagnosis(
-        LayerDiagnosis.of([]),
-        LayerDiagnosis.of([NOT_EXTRACTED, NOT_TRUNCATED]),
+        PartDiagnosis.of([]),
+        PartDiagnosis.of([NOT_EXTRACTED, NOT_TRUNCATED]),
         steps=faulty(count),
         measured=errors(count, layers),
         todo=(
@@ -153,8 +154,8 @@ def scenario_a(count: int = 6, layers: int = 4) -> Diagnosis:
 
 def scenario_b() -> Diagnosis:
     return diagnosis(
-        LayerDiagnosis.of([BAKED]),
-        LayerDiagnosis.of([NOT_EXTRACTED]),
+        PartDiagnosis.of([BAKED]),
+        PartDiagnosis.of([NOT_EXTRACTED]),
         steps=faulty(6),
         measured=errors(6, 4, broken_from=2),
         todo=(
@@ -169,8 +170,8 @@ def scenario_b() -> Diagnosis:
 
 def scenario_c(count: int = 6, layers: int = 4) -> Diagnosis:
     return diagnosis(
-        LayerDiagnosis.of([]),
-        LayerDiagnosis.of([]),
+        PartDiagnosis.of([]),
+        PartDiagnosis.of([]),
         steps=golden(count),
         measured=errors(count, layers),
         layers=layers,
@@ -185,8 +186,8 @@ def scenario_d() -> Diagnosis:
         fix="Add the past length to the start of the range.",
     )
     return diagnosis(
-        LayerDiagnosis.of([BAKED, position]),
-        LayerDiagnosis.of([]),
+        PartDiagnosis.of([BAKED, position]),
+        PartDiagnosis.of([]),
         steps=golden(6),
         measured=errors(6, 4, broken_from=1),
         todo=(
@@ -199,7 +200,7 @@ def scenario_d() -> Diagnosis:
 
 def unloaded() -> Diagnosis:
     """Nothing could be run: no numbers, no steps, an empty layout."""
-    whole = diagnosis(LayerDiagnosis.of([UNLOADED]), LayerDiagnosis.of([], tried=False))
+    whole = diagnosis(PartDiagnosis.of([UNLOADED]), PartDiagnosis.of([], tried=False))
     return whole.model_copy(
         update={
             "target": Target(path="broken.onnx", graphs=(), layout="unknown"),
@@ -217,7 +218,7 @@ def not_a_number() -> Diagnosis:
         else step
         for step in errors(5, 4)
     )
-    return diagnosis(LayerDiagnosis.of([nan]), LayerDiagnosis.of([], tried=False), measured=steps)
+    return diagnosis(PartDiagnosis.of([nan]), PartDiagnosis.of([], tried=False), measured=steps)
 
 
 HOSTILE = "<script>alert(1)</script>\n\x1b[31mred\x1b]0;title\x07\r\u202eback\x9b2J"
@@ -229,12 +230,12 @@ def hostile() -> Diagnosis:
     names = [
         Finding(id="past-present-unpaired", where=f"input {HOSTILE}", explain=HOSTILE, fix=f'"{HOSTILE}" onload="x'),
         Finding(id="kv-shape-mismatch", where=f"input {LONG}", explain=LONG, fix="Rename 日本語の名前 " * 12),
-        Finding(id="tensor <b>&amp;", where="", explain="", fix=""),
+        Finding(id="nan", where="", explain="", fix=""),
     ]
     whole = diagnosis(
-        LayerDiagnosis.of(names),
-        LayerDiagnosis.of([]),
-        steps=tuple(step.model_copy(update={"findings": (HOSTILE,)}) for step in golden(3)),
+        PartDiagnosis.of(names),
+        PartDiagnosis.of([]),
+        steps=golden(3),
         measured=errors(3, 2),
         todo=(HOSTILE, f"bento-kv doctor {HOSTILE}"),
         trace=HOSTILE,

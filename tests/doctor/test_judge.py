@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 import pytest
 
+from bento_kv.doctor.faults import LOOP_FAULTS
 from bento_kv.doctor.loop.judge import Judgement, judge
 from bento_kv.doctor.loop.trace import Trace, TraceStep, golden_trace, read_trace
-from bento_kv.doctor.records import LOOP_FAULTS
 from bento_kv.runtime.graph import CachedGraph
 from bento_kv.runtime.growing import GrowingGraph
 from tests.doctor.toy import ToyDecoder
@@ -115,7 +115,7 @@ def test_the_python_of_the_docs_without_its_last_step_is_found_wrong(growing_fil
 def test_the_docs_name_every_field_and_every_finding() -> None:
     rows = [line.split("|")[1] for line in documented().splitlines() if line.startswith("| `")]
     named = {name for row in rows for name in re.findall(r"`([^`]+)`", row)}
-    assert named == {field.name for field in fields(TraceStep)} | set(LOOP_FAULTS)
+    assert named == {field.name for field in fields(TraceStep)} | {fault.id for fault in LOOP_FAULTS}
 
 
 @pytest.mark.parametrize("loop", STRUCTURAL, ids=lambda loop: loop.name)

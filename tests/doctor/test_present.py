@@ -10,7 +10,7 @@ import unicodedata
 import pytest
 from rich.cells import cell_len
 
-from bento_kv.doctor.records import Diagnosis, LayerDiagnosis, LoopStep, Measurements, Target
+from bento_kv.doctor.records import Diagnosis, LoopStep, Measurements, PartDiagnosis, Target
 from bento_kv.doctor.show.shown import Gap, cells, headline, number, selected
 from bento_kv.doctor.show.text import render, render_for
 from tests.doctor import diagnoses
@@ -72,8 +72,8 @@ onnx 1.23.2
 
 def _small() -> Diagnosis:
     return diagnoses.diagnosis(
-        LayerDiagnosis.of([]),
-        LayerDiagnosis.of([diagnoses.NOT_EXTRACTED]),
+        PartDiagnosis.of([]),
+        PartDiagnosis.of([diagnoses.NOT_EXTRACTED]),
         steps=diagnoses.faulty(2),
         measured=diagnoses.errors(2, 4),
         todo=(
@@ -106,10 +106,10 @@ def test_the_first_line_is_the_verdict(diagnosis: Diagnosis, first: str) -> None
 
 
 def test_what_was_not_tried_is_not_called_right() -> None:
-    untried = LayerDiagnosis.of([], tried=False)
+    untried = PartDiagnosis.of([], tried=False)
     words = {
         headline(diagnoses.diagnosis(export, loop))
-        for export, loop in ((untried, untried), (LayerDiagnosis.of([]), untried))
+        for export, loop in ((untried, untried), (PartDiagnosis.of([]), untried))
     }
     assert words == {
         ("neither the export nor the loop could be tried.", "Nothing was found to mend."),

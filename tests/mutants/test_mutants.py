@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from bento_kv.doctor.diagnose import diagnose
-from bento_kv.doctor.records import EXPORT_FAULTS, LOOP_FAULTS, Diagnosis
+from bento_kv.doctor.faults import EXPORT_FAULTS, LOOP_FAULTS
+from bento_kv.doctor.records import Diagnosis
 from tests.mutants import outcomes
 from tests.mutants.decoders import Decoders
 from tests.mutants.graphs import MUTANTS, Mutant
@@ -87,11 +88,11 @@ def test_a_right_loop_on_a_wrong_export_is_d(mutant: str, decoders: Decoders, tm
 
 
 def test_every_finding_has_a_cause_here_and_most_have_several() -> None:
-    causes = {id: sum(mutant.ids[0] == id for mutant in MUTANTS) for id in EXPORT_FAULTS}
+    causes = {fault.id: sum(mutant.ids[0] == fault.id for mutant in MUTANTS) for fault in EXPORT_FAULTS}
     assert min(causes.values()) >= 2
     assert sum(count >= 3 for count in causes.values()) >= 14
-    assert {id for loop in FAULTY for id in loop.ids} == set(LOOP_FAULTS)
-    assert {id for mutant in MUTANTS for id in mutant.ids} <= set(EXPORT_FAULTS)
+    assert {id for loop in FAULTY for id in loop.ids} == {fault.id for fault in LOOP_FAULTS}
+    assert {id for mutant in MUTANTS for id in mutant.ids} <= causes.keys()
 
 
 def test_there_are_enough_of_each_on_enough_layouts() -> None:

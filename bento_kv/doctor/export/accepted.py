@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from bento_kv.doctor.faults import ExportFaultId
 from bento_kv.doctor.records import Finding
 from bento_kv.errors import DecoderError
 from bento_kv.runtime.graph import Cache, CachedGraph
@@ -178,7 +179,7 @@ class Acceptance:
         complaint = self._complaint(Sizes(1, 1, 7))
         axis = _CONCAT.search(complaint)
         # Along the time axis any length may be joined, so it is heads or head size that do not fit.
-        id = "kv-shape-mismatch" if axis else "dynamic-axis-baked"
+        id: ExportFaultId = "kv-shape-mismatch" if axis else "dynamic-axis-baked"
         return Finding(
             id=id,
             where=f"{_place(complaint)}, where the past is used",
@@ -189,7 +190,7 @@ class Acceptance:
 
     def _nothing_runs(self) -> Finding:
         complaint = self._complaint(Sizes(1, 7, 0))
-        id = "kv-shape-mismatch" if _CONCAT.search(complaint) else "load-failed"
+        id: ExportFaultId = "kv-shape-mismatch" if _CONCAT.search(complaint) else "load-failed"
         if id == "load-failed" and _SHAPES.search(complaint):
             id = "dynamic-axis-baked"
         return Finding(

@@ -8,13 +8,11 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from bento_kv.doctor.faults import LoopFaultId
 from bento_kv.doctor.loop.structure import Structure
 from bento_kv.doctor.loop.trace import Trace
 from bento_kv.doctor.loop.walk import RIGHT, Kind, Walked
 
-_FIX_POSITIONS = "set `position_ids` of each step to past length, past length + 1, ... (less the padding of each row)"
-_FIX_MASK = "make `attention_mask` [rows, past length + tokens] at every step, with ones but for the padding"
-_FIX_TOKENS = "feed the token that was chosen from the step before"
 # Of sums that a program took of the same numbers twice; another cache is further away than that.
 _SAME = 1e-4
 _OTHER = 1e-2
@@ -52,7 +50,7 @@ def _positions(steps: list[Walked], structure: Structure, pads: NDArray[np.int64
         if wrong.any():
             row = int(wrong.argmax())
             explain = _explain_positions(step.step, given[row], expected[row], before, row)
-            structure.add(step.step, "position-not-advanced", explain, _FIX_POSITIONS)
+            structure.add(step.step, "position-not-advanced", explain)
             return
         before = given
 
@@ -100,7 +98,6 @@ def _mask(steps: list[Walked], structure: Structure) -> None:
             "mask-too-short",
             f"step {step.step}: the mask is {length} long where past and tokens are {step.past_length} + {step.width} = "
             f"{expected}: {how}",
-            _FIX_MASK,
         )
         return
 
@@ -143,7 +140,6 @@ def _blame_token(row: int, fed: int, last: Walked, walked: Walked, structure: St
         "tokens-diverge",
         f"step {number} feeds token {fed}{f' in row {row}' if row else ''}, and step {number - 1} chose {chosen[row]}: "
         f"{how}",
-        _FIX_TOKENS,
     )
 
 
@@ -186,30 +182,24 @@ def _sums(structure: Structure) -> None:
             continue
         number = walked.step.step
         if (found := _blame_sums(fed, expected, returned[:-1])) is not None:
-            structure.add(number, found[0], f"step {number}: {found[1]}", found[2])
+            structure.add(number, found[0], f"step {number}: {found[1]}")
             return
 
 
-def _blame_sums(fed: Sums, expected: Sums, older: list[tuple[int, Sums]]) -> tuple[str, str, str] | None:
-    fix = "feed the present outputs of the step before as they are"
+def _blame_sums(fed: Sums, expected: Sums, older: list[tuple[int, Sums]]) -> tuple[LoopFaultId, str] | None:
     if not any(fed):
-        return "past-not-fed", "the past that is fed is empty, or all zeros: nothing was written into it", fix
+        return "past-not-fed", "the past that is fed is empty, or all zeros: nothing was written into it"
     for number, sums in reversed(older):
         if _close(fed, sums, _SAME):
-            return "past-stale", f"the past that is fed is what step {number} returned, not the step before", fix
+            return "past-stale", f"the past that is fed is what step {number} returned, not the step before"
     order = _order(fed, expected)
     if order is not None:
         wrong = [(_name(to), _name(at)) for to, at in enumerate(order) if to != at]
         pairs = ", ".join(f"{source} is fed as {to}" for to, source in wrong[:3])
         more = f" and {len(wrong) - 3} more" if len(wrong) > 3 else ""
-        fix = "pair outputs and inputs by their names, not by an order that may differ: present.N.key to past N's key"
-        return "layers-swapped", f"the cache of the step before is fed in another order: {pairs}{more}", fix
+        return "layers-swapped", f"the cache of the step before is fed in another order: {pairs}{more}"
     if not _close(fed, expected, _OTHER):
-        return (
-            "past-stale",
-            "the sums of the past are not those that the step before returned: another cache is fed",
-            fix,
-        )
+        return "past-stale", "the sums of the past are not those that the step before returned: another cache is fed"
     return None
 
 

@@ -13,7 +13,7 @@ from bento_kv.doctor.loop.structure import Structure, judge_structure
 from bento_kv.doctor.loop.trace import Trace
 from bento_kv.doctor.loop.values import judge_values, padding_of
 from bento_kv.doctor.loop.walk import RIGHT, Walked
-from bento_kv.doctor.records import Finding, LayerDiagnosis, LoopStep
+from bento_kv.doctor.records import Finding, LoopStep, PartDiagnosis
 from bento_kv.runtime.graph import CachedGraph
 
 
@@ -36,9 +36,9 @@ class Judgement:
     compared: int
 
     @property
-    def diagnosis(self) -> LayerDiagnosis:
+    def diagnosis(self) -> PartDiagnosis:
         """Unknown where the trace has one step: no cache was fed."""
-        return LayerDiagnosis.of(list(self.findings), tried=len(self.strip) > 1)
+        return PartDiagnosis.of(list(self.findings), tried=len(self.strip) > 1)
 
 
 def judge(trace: Trace, graph: CachedGraph | None, *, pad_token_id: int | None = None) -> Judgement:

@@ -58,7 +58,7 @@ def golden(held: Held) -> Feeds:
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class Chosen:
     """What the trace says of the logits of one row at one position: the token taken there, and the likeliest ones."""
 
     row: int
@@ -100,17 +100,17 @@ class Replay:
 
     Args:
         pads: padding on the left of each row.
-        choices: by step, what there is to compare.
+        chosen: by step, what there is to compare.
         sums: whether the sums of the trace can be compared.
     """
 
     def __init__(
-        self, graph: CachedGraph, trace: Trace, pads: NDArray[np.int64], choices: dict[int, list[Choice]], sums: bool
+        self, graph: CachedGraph, trace: Trace, pads: NDArray[np.int64], chosen: dict[int, list[Chosen]], sums: bool
     ) -> None:
         self._graph = graph
         self._trace = trace
         self._pads = pads
-        self._choices = choices
+        self._chosen = chosen
         self._sums = sums
 
     def outputs(self, prepare: Prepare = golden, start: int = 1) -> Iterator[tuple[TraceStep, Cache, GraphOutput]]:
@@ -148,11 +148,11 @@ class Replay:
 
     def _see(self, score: Score, step: TraceStep, past: Cache, output: GraphOutput) -> None:
         numbers: list[float] = []
-        for choice in self._choices.get(step.step, []):
+        for choice in self._chosen.get(step.step, []):
             logits = logits_at(output, step, choice)
             if logits is None:
                 continue
-            gap, top = choice_errors(logits, choice)
+            gap, top = chosen_errors(logits, choice)
             if gap is not None:
                 score.errors[step.step] = max(score.errors.get(step.step, 0.0), gap)
                 if gap > LIMIT:
@@ -176,13 +176,13 @@ class Replay:
         return (np.arange(length)[None] >= self._pads[:, None]).astype(np.int64)
 
 
-def logits_at(output: GraphOutput, step: TraceStep, choice: Choice) -> NDArray[np.float32] | None:
+def logits_at(output: GraphOutput, step: TraceStep, choice: Chosen) -> NDArray[np.float32] | None:
     """`[vocab_size]` where the token was chosen; None where the graph does not give them."""
     from_end = step.width - choice.at
     return output.logits[choice.row, -from_end] if from_end <= output.logits.shape[1] else None
 
 
-def choice_errors(logits: NDArray[np.float32], choice: Choice) -> tuple[float | None, float | None]:
+def chosen_errors(logits: NDArray[np.float32], choice: Chosen) -> tuple[float | None, float | None]:
     """Errors of the token and of the likeliest ones' logits; None for what the trace does not say."""
     gap = None if choice.token is None else _gap(logits, choice.token)
     return gap, _top_error(logits, choice.top) if choice.top else None

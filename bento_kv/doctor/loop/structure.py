@@ -8,17 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from bento_kv.doctor.faults import FAULTS, LoopFaultId
 from bento_kv.doctor.loop.trace import Trace
 from bento_kv.doctor.loop.walk import RIGHT, Kind, Walked, walk
 from bento_kv.doctor.records import Finding, sentence
-
-_FIXES = {
-    "step0-cache-not-extracted": "take the present outputs of step 0 too, and feed them as the past of step 1",
-    "past-not-fed": "feed the present outputs of each step as the past of the next one",
-    "past-stale": "feed the present outputs of the step before, as long as they are, and nothing older or longer",
-    "input-ids-not-truncated": "from step 1 on feed only the tokens that the cache does not hold, `[rows, 1]` in decoding",
-    "tokens-diverge": "feed the token that was chosen from the step before",
-}
 
 
 @dataclass(slots=True)
@@ -29,8 +22,9 @@ class Structure:
     findings: list[tuple[int, Finding]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
-    def add(self, step: int, id: str, explain: str, fix: str = "") -> None:
-        told = Finding(id=id, where=f"step {step}", explain=sentence(explain), fix=sentence(fix or _FIXES[id]))
+    def add(self, step: int, id: LoopFaultId, explain: str, fix: str = "") -> None:
+        fix = sentence(fix or FAULTS[id].remedy)
+        told = Finding(id=id, where=f"step {step}", explain=sentence(explain), fix=fix)
         self.findings.append((step, told))
 
 

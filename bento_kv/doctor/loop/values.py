@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from bento_kv.doctor.loop.faults import Fault, faults
+from bento_kv.doctor.loop.faulty import FaultyLoop, faulty_loops
 from bento_kv.doctor.loop.fields import ended_rows
-from bento_kv.doctor.loop.replay import LIMIT, Choice, Replay, Score, choice_errors
+from bento_kv.doctor.loop.replay import LIMIT, Chosen, Replay, Score, chosen_errors
 from bento_kv.doctor.loop.structure import Structure
 from bento_kv.doctor.loop.trace import Trace, cache_sums
 from bento_kv.doctor.loop.walk import Kind
@@ -81,7 +81,7 @@ class _Judge:
                 "values were not compared"
             )
         self._pads = np.maximum(pads, 0)
-        self._choices = _choices(trace, structure)
+        self._chosen = _chosen(trace, structure)
         self._ended = ended_rows(trace, pad_token_id)
         self._use_sums = False
         self._use_sums = self._sums_fit()
@@ -93,7 +93,7 @@ class _Judge:
     def _replay(self, rows: list[int], *, until_ended: bool = False) -> Replay:
         choices = {
             step: [c for c in given if c.row in rows and not (until_ended and self._ended[c.row] <= step + 1)]
-            for step, given in self._choices.items()
+            for step, given in self._chosen.items()
         }
         return Replay(self._graph, self._trace, self._pads, choices, self._use_sums)
 
@@ -133,40 +133,40 @@ class _Judge:
             return False
         return True
 
-    def _fitting(self, replay: Replay, golden: Score) -> list[tuple[Fault, Score]]:
+    def _fitting(self, replay: Replay, golden: Score) -> list[tuple[FaultyLoop, Score]]:
         """The faulty loops that give what the trace has where the golden one does not; the nearest one first."""
-        found: list[tuple[Fault, Score]] = []
+        found: list[tuple[FaultyLoop, Score]] = []
         doubt = golden.first_above(LIMIT if golden.first is not None else _SUSPECT)
         starts = sorted({start for start in (1, 2, doubt) if start <= doubt})  # a loop may go wrong from any step on
         if doubt == 0:
             return found  # before any past was fed
-        for fault in faults(self._graph, rows=self._trace.rows, padded=bool(self._pads.any())):
+        for loop in faulty_loops(self._graph, rows=self._trace.rows, padded=bool(self._pads.any())):
             for start in starts:
                 try:
-                    score = replay.score(fault.prepare, start, stop=True)
+                    score = replay.score(loop.prepare, start, stop=True)
                 except DecoderError:
-                    continue  # the runtime refuses this fault, so it is not what the trace's loop did
+                    continue  # the runtime refuses what it feeds, so it is not what the trace's loop did
                 nearer = score.worst_number * _BETTER < golden.worst_number
                 if score.first is None and (nearer or (golden.first is not None and not score.numbers)):
-                    found.append((fault, score))
+                    found.append((loop, score))
                     break
         return sorted(found, key=lambda fit: fit[1].worst_number)
 
-    def _blame(self, fits: list[tuple[Fault, Score]], golden: Score) -> None:
-        fault, score = fits[0]
+    def _blame(self, fits: list[tuple[FaultyLoop, Score]], golden: Score) -> None:
+        loop, score = fits[0]
         limit = LIMIT if golden.first is not None else _SUSPECT
         differ = [step for step, error in golden.errors.items() if not error <= limit]
         explain = (
-            f"the loop {fault.does}: replayed that way, the decoder gives what the trace has at all {len(score.errors)} "
+            f"the loop {loop.does}: replayed that way, the decoder gives what the trace has at all {len(score.errors)} "
             f"steps compared; as it should be, {len(differ)} of them differ, the first at step {differ[0]}"
         )
-        others = {f.id: f.does for f, other in reversed(fits) if f.id != fault.id and other.worst_number <= _SUSPECT}
+        others = {f.id: f.does for f, other in reversed(fits) if f.id != loop.id and other.worst_number <= _SUSPECT}
         if others:
             alike = ", or that ".join(f"{does} ({id})" for id, does in others.items())
             explain += f". A loop that {alike} would look the same here"
         if len(differ) < 3 and not golden.numbers:
             explain += ". So few tokens are little to go by, wrong ones (tokens-diverge) give it too: add `logits_top`"
-        self._structure.add(differ[0], fault.id, explain, fault.fix)
+        self._structure.add(differ[0], loop.id, explain, loop.fix)
 
     def _rows_excused(self) -> bool:
         """Whether every row that differs may: it had ended, or may be padded. One that does not differ must be left."""
@@ -216,7 +216,7 @@ class _Judge:
 
     def _explained(self, first: int) -> bool:
         """Adds a finding if the token was chosen at another position of its step, or fed again instead of a choice."""
-        choice = next(c for c in self._choices[first] if c.row in self._rows)
+        choice = next(c for c in self._chosen[first] if c.row in self._rows)
         step = self._trace.steps[first]
         if step.width == 1 or (choice.token is None and not choice.top):
             return False
@@ -230,7 +230,7 @@ class _Judge:
             return True
         output = next(output for at, (_, _, output) in enumerate(self._replay(self._rows).outputs()) if at == first)
         logits = output.logits[choice.row]
-        errors = [[error for error in choice_errors(row, choice) if error is not None] for row in logits]
+        errors = [[error for error in chosen_errors(row, choice) if error is not None] for row in logits]
         place = next((at for at, given in enumerate(errors) if max(given) <= LIMIT), None)
         if place is None or len(logits) != step.width or (first and not self._is_decoding(first)):
             return False
@@ -265,10 +265,10 @@ class _Judge:
         return len(wrong) == leading and len(steps) - leading >= max(2, leading)
 
 
-def _choices(trace: Trace, structure: Structure) -> dict[int, list[Choice]]:
+def _chosen(trace: Trace, structure: Structure) -> dict[int, list[Chosen]]:
     told = any(step.next_token is not None for step in trace.steps)
     decoding = _first_decoded(structure)
-    choices: dict[int, list[Choice]] = {}
+    choices: dict[int, list[Chosen]] = {}
     for number, step in enumerate(trace.steps):
         following = structure.walked[number + 1] if number + 1 < len(trace.steps) else None
         at, after = step.width - 1, None
@@ -286,7 +286,7 @@ def _choices(trace: Trace, structure: Structure) -> dict[int, list[Choice]]:
             if after is not None and (rolled_back or (not told and number >= decoding)):
                 token = int(after[row])
             top = () if step.logits_top is None else step.logits_top[row]
-            choices.setdefault(number, []).append(Choice(row, at, token, top))
+            choices.setdefault(number, []).append(Chosen(row, at, token, top))
     return choices
 
 

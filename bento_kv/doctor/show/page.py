@@ -8,9 +8,10 @@ from pathlib import Path
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from bento_kv.doctor.faults import FAULTS, FaultId, Part
 from bento_kv.doctor.records import Diagnosis, Finding, StepError, Verdict
 from bento_kv.doctor.show.pictures import chart, heat_map, scale, sides, strip
-from bento_kv.doctor.show.shown import FAULTS, Gap, beyond, cells, harmless, headline, is_command, number, worst
+from bento_kv.doctor.show.shown import Gap, beyond, cells, harmless, headline, is_command, number, worst
 
 
 def render_html(diagnosis: Diagnosis) -> str:
@@ -34,9 +35,8 @@ def render_html(diagnosis: Diagnosis) -> str:
         target=diagnosis.target,
         state=state[:1].upper() + state[1:],
         remedy=remedy,
-        layers=_layers(diagnosis),
-        anchors={finding.id for layer in (diagnosis.export, diagnosis.loop) for finding in layer.findings}
-        & FAULTS.keys(),
+        parts=_parts(diagnosis),
+        anchors={finding.id for part in diagnosis.parts.values() for finding in part.findings},
         worst=worst(measured),
         heat_maps=[heat_map(side, measured) for side in sides(measured)],
         scale=scale(measured),
@@ -56,18 +56,17 @@ def _code(text: str) -> Markup:
     return Markup("").join(Markup("<code>{}</code>").format(part) if at % 2 else part for at, part in enumerate(parts))
 
 
-def _layers(diagnosis: Diagnosis) -> list[tuple[str, Verdict, list[tuple[Finding, str, str]]]]:
+def _parts(diagnosis: Diagnosis) -> list[tuple[Part, Verdict, list[tuple[Finding, str, str]]]]:
     """Name, verdict, and each finding with its fault in a line and an anchor: the first of an id carries it."""
-    seen: set[str] = set()
-    layers = []
-    for name, layer in (("export", diagnosis.export), ("loop", diagnosis.loop)):
+    seen: set[FaultId] = set()
+    parts: list[tuple[Part, Verdict, list[tuple[Finding, str, str]]]] = []
+    for name, part in diagnosis.parts.items():
         findings = []
-        for finding in layer.findings:
-            known = finding.id in FAULTS and finding.id not in seen
-            findings.append((finding, FAULTS.get(finding.id, ""), f"found-{finding.id}" if known else ""))
+        for finding in part.findings:
+            findings.append((finding, FAULTS[finding.id].matter, "" if finding.id in seen else f"found-{finding.id}"))
             seen.add(finding.id)
-        layers.append((name, layer.verdict, findings))
-    return layers
+        parts.append((name, part.verdict, findings))
+    return parts
 
 
 def _largest(step: StepError) -> tuple[float | None, ...]:

@@ -8,9 +8,9 @@ from collections.abc import Iterable
 from itertools import groupby
 from typing import Any, NamedTuple
 
-from bento_kv.doctor.records import EXPORT_FAULTS, LOOP_FAULTS, Diagnosis, LoopStep, Measurements, Verdict
+from bento_kv.doctor.faults import FAULTS
+from bento_kv.doctor.records import Diagnosis, LoopStep, Measurements, Verdict
 
-FAULTS = EXPORT_FAULTS | LOOP_FAULTS
 _VERDICTS: dict[Verdict, str] = {"right": "is right", "wrong": "is wrong", "unknown": "could not be tried"}
 _BOTH: dict[Verdict, str] = {
     "right": "the export and the loop are right",
@@ -106,12 +106,12 @@ def cells(step: LoopStep) -> tuple[Cell, ...]:
     """
     rows, tokens = step.input_ids
     past, total = step.expected_past_length, step.expected_past_length + step.expected_tokens
-    wrong, found = bool(step.findings), step.findings
+    wrong, compared = bool(step.findings), {FAULTS[id].shows for id in step.findings}
     return (
         _cell("input_ids", _shape(rows, tokens), _shape(rows, step.expected_tokens), wrong),
         _cell("past", str(step.past_length), str(past), wrong),
-        _cell("mask", _length(step.attention_mask_length), str(total), "mask-too-short" in found),
-        _cell("positions", _span(step.position_ids), _span((past, total - 1)), "position-not-advanced" in found),
+        _cell("mask", _length(step.attention_mask_length), str(total), "mask" in compared),
+        _cell("positions", _span(step.position_ids), _span((past, total - 1)), "positions" in compared),
         Cell("present", _length(step.present_length), None),
     )
 

@@ -14,9 +14,9 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from bento_kv.doctor.records import Diagnosis, Finding, LayerDiagnosis, LoopStep, State, Verdict
+from bento_kv.doctor.faults import FAULTS
+from bento_kv.doctor.records import Diagnosis, Finding, LoopStep, PartDiagnosis, State, Verdict
 from bento_kv.doctor.show.shown import (
-    FAULTS,
     Cell,
     Gap,
     cells,
@@ -104,10 +104,10 @@ def _parts(diagnosis: Diagnosis, symbols: _Symbols) -> Iterator[RenderableType |
     yield ""
     yield _facts(_target(diagnosis))
     yield ""
-    yield _layers(diagnosis, symbols)
-    for title, layer in (("Export", diagnosis.export), ("Loop", diagnosis.loop)):
-        for count, finding in enumerate(layer.findings):
-            yield "" if count else _title(f"{title}: what is wrong")
+    yield _verdicts(diagnosis, symbols)
+    for name, part in diagnosis.parts.items():
+        for count, finding in enumerate(part.findings):
+            yield "" if count else _title(f"{name.capitalize()}: what is wrong")
             yield from _finding(finding, symbols)
     if numbers := _numbers(diagnosis):
         yield _title("Largest errors, cached against uncached")
@@ -176,23 +176,22 @@ def _facts(facts: dict[str, str]) -> Padding:
     return Padding(grid, _INDENT)
 
 
-def _layers(diagnosis: Diagnosis, symbols: _Symbols) -> Padding:
+def _verdicts(diagnosis: Diagnosis, symbols: _Symbols) -> Padding:
     table = _table(symbols, "Layer", "Verdict", "Found")
-    for name, layer in (("export", diagnosis.export), ("loop", diagnosis.loop)):
-        verdict = Text(f"{symbols.of(layer.verdict)} {layer.verdict}", style=f"bold {_STYLES[layer.verdict]}")
-        table.add_row(name, verdict, Text(_found(layer)))
+    for name, part in diagnosis.parts.items():
+        verdict = Text(f"{symbols.of(part.verdict)} {part.verdict}", style=f"bold {_STYLES[part.verdict]}")
+        table.add_row(name, verdict, Text(_found(part)))
     return Padding(table, _INDENT)
 
 
-def _found(layer: LayerDiagnosis) -> str:
-    if layer.findings:
-        return ", ".join(dict.fromkeys(finding.id for finding in layer.findings))
-    return "could not be tried" if layer.verdict == "unknown" else "nothing"
+def _found(part: PartDiagnosis) -> str:
+    if part.findings:
+        return ", ".join(dict.fromkeys(finding.id for finding in part.findings))
+    return "could not be tried" if part.verdict == "unknown" else "nothing"
 
 
 def _finding(finding: Finding, symbols: _Symbols) -> Iterator[RenderableType]:
-    matter = FAULTS.get(finding.id)
-    name = Text.assemble((finding.id, "bold red"), (f": {matter}" if matter else "", "bold"))
+    name = Text.assemble((finding.id, "bold red"), (f": {FAULTS[finding.id].matter}", "bold"))
     yield _hanging(Text(symbols.wrong, style="red"), name)
     told = {"where": finding.where, "what": finding.explain, "fix": finding.fix}
     yield Padding(_facts({name: text for name, text in told.items() if text}), _INDENT)

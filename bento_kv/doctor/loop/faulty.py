@@ -8,41 +8,37 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from bento_kv.doctor.faults import LoopFaultId
 from bento_kv.doctor.loop.replay import Feeds, Held, Prepare
 from bento_kv.runtime.graph import Cache, CachedGraph, cache_length
 
-_FEED_BACK = "feed the present outputs of the step before, all of them, as the past"
-_BY_NAME = "pair outputs and inputs by their names: present.N.key is the next step's past key of layer N"
-_POSITIONS = "set `position_ids` of each step to past length, past length + 1, ... (less the padding of each row)"
-_MASK = "make `attention_mask` [rows, past length + tokens] at every step, with ones but for the padding"
-
 
 @dataclass(frozen=True, slots=True)
-class Fault:
-    """A loop that is wrong in one way; `does` completes "the loop ..."."""
+class FaultyLoop:
+    """A loop that is wrong in one way; `does` completes "the loop ...", `fix` is another remedy than its fault's."""
 
-    id: str
+    id: LoopFaultId
     does: str
-    fix: str
     prepare: Prepare
+    fix: str = ""
 
 
-def faults(graph: CachedGraph, *, rows: int, padded: bool) -> Iterator[Fault]:
+def faulty_loops(graph: CachedGraph, *, rows: int, padded: bool) -> Iterator[FaultyLoop]:
     """Those that can show on this graph, the common ones first."""
     if graph.takes_positions:
-        yield from _position_faults(padded)
-    yield from _past_faults(graph.takes_positions)
-    yield from _order_faults(graph, rows)
+        yield from _wrong_positions(padded)
+    yield from _wrong_pasts(graph.takes_positions)
+    yield from _wrong_orders(graph, rows)
     if graph.takes_mask:
-        yield from _mask_faults(padded)
+        yield from _wrong_masks(padded)
 
 
-def _position_faults(padded: bool) -> Iterator[Fault]:
-    def fault(does: str, positions: Callable[[Held], NDArray[np.int64]]) -> Fault:
+def _wrong_positions(padded: bool) -> Iterator[FaultyLoop]:
+    def fault(does: str, positions: Callable[[Held], NDArray[np.int64]]) -> FaultyLoop:
         def prepare(held: Held) -> Feeds:
             return Feeds(held.past, held.mask, positions(held))
 
-        return Fault("position-not-advanced", does, _POSITIONS, prepare)
+        return FaultyLoop("position-not-advanced", does, prepare)
 
     def column(held: Held, first: int) -> NDArray[np.int64]:
         return np.broadcast_to(np.arange(first, first + held.step.width, dtype=np.int64), held.positions.shape)
@@ -60,8 +56,8 @@ def _position_faults(padded: bool) -> Iterator[Fault]:
         )
 
 
-def _past_faults(takes_positions: bool) -> Iterator[Fault]:
-    def fault(id: str, does: str, past: Callable[[Held], Cache], *, own: bool) -> Fault:
+def _wrong_pasts(takes_positions: bool) -> Iterator[FaultyLoop]:
+    def fault(id: LoopFaultId, does: str, past: Callable[[Held], Cache], *, own: bool) -> FaultyLoop:
         def prepare(held: Held) -> Feeds:
             cache = past(held)
             length = cache_length(cache)
@@ -69,7 +65,7 @@ def _past_faults(takes_positions: bool) -> Iterator[Fault]:
             shift = held.step.past_length - length if own else 0
             return Feeds(cache, mask, np.maximum(held.positions - shift, 0))
 
-        return Fault(id, does, _FEED_BACK, prepare)
+        return FaultyLoop(id, does, prepare)
 
     # A graph that takes positions may be given those of the length that is counted, or of the cache that is fed.
     for own in (False, True) if takes_positions else (False,):
@@ -103,48 +99,35 @@ def _unwritten(held: Held) -> Cache:
     return [(side(k), side(v)) for k, v in held.past]
 
 
-def _order_faults(graph: CachedGraph, rows: int) -> Iterator[Fault]:
-    def fault(id: str, does: str, fix: str, past: Callable[[Cache], Cache]) -> Fault:
-        return Fault(id, does, fix, lambda held: Feeds(past(held.past), held.mask, held.positions))
+def _wrong_orders(graph: CachedGraph, rows: int) -> Iterator[FaultyLoop]:
+    def fault(id: LoopFaultId, does: str, past: Callable[[Cache], Cache], fix: str = "") -> FaultyLoop:
+        return FaultyLoop(id, does, lambda held: Feeds(past(held.past), held.mask, held.positions), fix)
+
+    def swapped(does: str, past: Callable[[Cache], Cache]) -> FaultyLoop:
+        return fault("layers-swapped", does, past)
 
     empty = graph.empty_cache(1)
     layers = len(empty)
     alike = len({side.shape for layer in empty for side in layer}) == 1
     if alike:
-        yield fault(
-            "layers-swapped",
-            "feeds keys as values and values as keys",
-            _BY_NAME,
-            lambda past: [(v, k) for k, v in past],
-        )
-        yield fault("layers-swapped", "feeds all keys first, then all values", _BY_NAME, _by_side)
+        yield swapped("feeds keys as values and values as keys", lambda past: [(v, k) for k, v in past])
+        yield swapped("feeds all keys first, then all values", _by_side)
     if alike and layers > 1:
-        yield fault(
-            "layers-swapped",
-            "feeds each layer the cache of the one before",
-            _BY_NAME,
-            lambda past: past[-1:] + past[:-1],
-        )
-        yield fault("layers-swapped", "feeds the layers in reverse", _BY_NAME, lambda past: past[::-1])
-        yield fault("layers-swapped", "feeds all layers the cache of layer 0", _BY_NAME, lambda past: past[:1] * layers)
-        yield fault("layers-swapped", "exchanges the keys of layers", _BY_NAME, _keys_rotated)
+        yield swapped("feeds each layer the cache of the one before", lambda past: past[-1:] + past[:-1])
+        yield swapped("feeds the layers in reverse", lambda past: past[::-1])
+        yield swapped("feeds all layers the cache of layer 0", lambda past: past[:1] * layers)
+        yield swapped("exchanges the keys of layers", _keys_rotated)
     if alike and layers > 2:
-        yield fault(
-            "layers-swapped", "feeds each layer the cache of the next one", _BY_NAME, lambda past: past[1:] + past[:1]
-        )
+        yield swapped("feeds each layer the cache of the next one", lambda past: past[1:] + past[:1])
         # Names sorted as text: layer 10 comes before layer 2.
         order = sorted(range(layers), key=str)
         if order != list(range(layers)):
-            yield fault(
-                "layers-swapped",
-                "feeds the layers in the order of their names as text (10 before 2)",
-                _BY_NAME,
-                lambda past: [past[at] for at in order],
-            )
+            does = "feeds the layers in the order of their names as text (10 before 2)"
+            yield swapped(does, lambda past: [past[at] for at in order])
     if rows > 1:
         fix = "keep the rows of the cache in the order of the rows of `input_ids`"
-        yield fault("past-stale", "feeds the rows the cache of other rows", fix, _rows_rolled)
-        yield fault("past-stale", "feeds all rows the cache of row 0", fix, lambda past: _rows(past, [0] * rows))
+        yield fault("past-stale", "feeds the rows the cache of other rows", _rows_rolled, fix)
+        yield fault("past-stale", "feeds all rows the cache of row 0", lambda past: _rows(past, [0] * rows), fix)
 
 
 def _by_side(past: Cache) -> Cache:
@@ -164,9 +147,9 @@ def _rows(past: Cache, rows: list[int]) -> Cache:
     return [(k[rows], v[rows]) for k, v in past]
 
 
-def _mask_faults(padded: bool) -> Iterator[Fault]:
-    def fault(does: str, mask: Callable[[Held], NDArray[np.int64] | None]) -> Fault:
-        return Fault("mask-too-short", does, _MASK, lambda held: Feeds(held.past, mask(held), held.positions))
+def _wrong_masks(padded: bool) -> Iterator[FaultyLoop]:
+    def fault(does: str, mask: Callable[[Held], NDArray[np.int64] | None]) -> FaultyLoop:
+        return FaultyLoop("mask-too-short", does, lambda held: Feeds(held.past, mask(held), held.positions))
 
     def ones(held: Held, past: int, value: int) -> NDArray[np.int64]:
         rows, width = held.positions.shape
