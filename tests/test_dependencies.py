@@ -19,10 +19,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 ROOMS = {
     "doctor": ("doctor", "repair", "onnx_file.py"),
     "export": ("export", "proof", "repair/adopt.py"),
-    "top": ("top",),
 }
-# A command asks for what its work needs when it runs.
-ASKED_FOR_LATER = {"cli/running.py": "top"}
 # Not imported by us: what torch's exporter imports, and what transformers reads weights with.
 FOR_OTHERS = {"onnxscript", "safetensors"}
 # Comes with another package, in the version that this one wants.
@@ -56,8 +53,6 @@ def imported(file: Path) -> set[str]:
 
 def extra_of(file: Path) -> str | None:
     inside = str(file.relative_to(ROOT / "bento_kv"))
-    if inside in ASKED_FOR_LATER:
-        return ASKED_FOR_LATER[inside]
     owners = [(len(room), extra) for extra, rooms in ROOMS.items() for room in rooms if inside.startswith(room)]
     return max(owners)[1] if owners else None
 
