@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal, Protocol, TypeVar
 
+from bento_kv.engine.settings import Bounds, out_of_range, setting
 from bento_kv.errors import RequestError
 
 # Which deadline ended a request: that of its place in the queue, or that of the whole.
@@ -15,16 +16,21 @@ Timeout = Literal["queue", "total"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Deadlines:
-    """Seconds from submission. They are looked at between steps, so a request may go beyond by as long as a step takes.
+    """Seconds from submission. They are looked at between steps, so a request may go beyond by as long as a step takes."""
 
-    Attributes:
-        max_queue_time: to the first step; a request that has waited longer ends without an answer.
-        max_time: to the end, the wait included; the answer is cut there, with finish reason `length`. (The name and
-            meaning of transformers' `GenerationConfig.max_time`; llama-server's `t_max_predict_ms` cuts likewise.)
-    """
-
-    max_queue_time: float | None = None
-    max_time: float | None = None
+    max_queue_time: float | None = setting(
+        None,
+        "seconds from submission to the first step; a request that has waited longer ends without an answer",
+        bounds=Bounds(gt=0),
+        unit="seconds",
+    )
+    # The name and meaning of transformers' `GenerationConfig.max_time`; llama-server's `t_max_predict_ms` cuts likewise.
+    max_time: float | None = setting(
+        None,
+        "seconds from submission to the end, the wait included; the answer is cut there, with finish reason `length`",
+        bounds=Bounds(gt=0),
+        unit="seconds",
+    )
 
     def within(self, limits: Deadlines) -> Deadlines:
         """These deadlines, with those of `limits` where none is set.
@@ -32,6 +38,8 @@ class Deadlines:
         Raises:
             RequestError: one is not a number of seconds above 0, or beyond what `limits` allow.
         """
+        for name, sentence in out_of_range(self):
+            raise RequestError(sentence, param=name)
         return Deadlines(
             max_queue_time=_within("max_queue_time", self.max_queue_time, limits.max_queue_time),
             max_time=_within("max_time", self.max_time, limits.max_time),
@@ -88,8 +96,6 @@ class DeadlineWatch:
 def _within(name: str, asked: float | None, limit: float | None) -> float | None:
     if asked is None:
         return limit
-    if not 0 < asked < math.inf:
-        raise RequestError(f"{name} is {asked}; it must be a number of seconds above 0", param=name)
     if limit is not None and asked > limit:
         raise RequestError(f"{name} is {asked:g}; at most {limit:g} seconds may be asked for", param=name)
     return asked

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from bento_kv.engine.request import SamplingParams
+from bento_kv.engine.settings import out_of_range
 from bento_kv.errors import ContextLengthError, RequestError
 
 
@@ -73,7 +74,7 @@ class Limits:
                 )
 
     def _check_speculation(self, asked: int | None) -> None:
-        if asked is not None and not 0 <= asked <= self.speculation:
+        if asked is not None and asked > self.speculation:
             allowed = f"from 0 to {self.speculation}" if self.speculation else "0, because speculation is off here"
             raise RequestError(f"speculation is {asked}; it must be {allowed}", param="speculation")
 
@@ -93,17 +94,7 @@ class Limits:
 
 
 def _check_ranges(params: SamplingParams) -> None:
-    for name, allowed, right in (
-        ("max_tokens", "at least 1", params.max_tokens is None or params.max_tokens >= 1),
-        ("temperature", "a finite number, at least 0", 0 <= params.temperature < math.inf),
-        ("top_k", "at least 0", params.top_k >= 0),
-        ("top_p", "above 0 and at most 1", 0 < params.top_p <= 1),
-        ("min_p", "from 0 to 1", 0 <= params.min_p <= 1),
-        ("repetition_penalty", "a finite number above 0", 0 < params.repetition_penalty < math.inf),
-        ("presence_penalty", "a finite number", math.isfinite(params.presence_penalty)),
-        ("frequency_penalty", "a finite number", math.isfinite(params.frequency_penalty)),
-        ("logprobs", "at least 0", params.logprobs is None or params.logprobs >= 0),
-        ("stop", "texts that are not empty", all(params.stop)),
-    ):
-        if not right:
-            raise RequestError(f"{name} is {getattr(params, name)!r}; it must be {allowed}", param=name)
+    for name, sentence in out_of_range(params):
+        raise RequestError(sentence, param=name)
+    if not all(params.stop):
+        raise RequestError(f"stop is {params.stop!r}; it must be texts that are not empty", param="stop")

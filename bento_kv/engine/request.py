@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from bento_kv.engine.deadlines import Deadlines, Timeout
+from bento_kv.engine.settings import Bounds, setting
 from bento_kv.errors import BentoKVError, DecoderError, EngineClosedError, OutOfTimeError
 
 FinishReason = Literal["stop", "length", "abort", "error"]
@@ -21,39 +22,40 @@ class Detokenize(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingParams:
-    """How to choose tokens and when to stop. Ranges are checked where a request enters the engine.
+    """How to choose tokens and when to stop. Ranges are checked where a request enters the engine;
+    `bento_kv.engine.settings.settings(SamplingParams)` lists the fields with range and words."""
 
-    Attributes:
-        max_tokens: tokens to generate at most; to the end of the context if None.
-        temperature: 0 is greedy.
-        top_k: keep the k likeliest tokens; 0 keeps all.
-        top_p: keep the smallest set of likeliest tokens whose probability reaches this.
-        min_p: drop tokens less likely than this times the likeliest.
-        seed: same request and seed, same output, whatever the load; random if None.
-        repetition_penalty: over prompt and output, as in CTRL (arXiv 1909.05858); 1 is off.
-        presence_penalty, frequency_penalty: over the output, as in OpenAI's API; 0 is off.
-        logit_bias: added to the logits of these token ids.
-        stop: texts that end the output; they are not part of it.
-        stop_token_ids: ids that end the output, the model's end-of-sequence ids among them.
-        logprobs: log-probabilities of the chosen token and of this many likeliest ones; none if None.
-        speculation: guesses of the next tokens to check in a step, at most; as many as the engine allows if None. It
-            changes how fast an answer comes.
-    """
-
-    max_tokens: int | None = None
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
-    seed: int | None = None
-    repetition_penalty: float = 1.0
-    presence_penalty: float = 0.0
-    frequency_penalty: float = 0.0
-    logit_bias: Mapping[int, float] = field(default_factory=dict)
-    stop: tuple[str, ...] = ()
-    stop_token_ids: frozenset[int] = frozenset()
-    logprobs: int | None = None
-    speculation: int | None = None
+    max_tokens: int | None = setting(
+        None, "tokens to generate at most; to the end of the context unless set", bounds=Bounds(ge=1)
+    )
+    temperature: float = setting(1.0, "of the sampling; 0 is greedy", bounds=Bounds(ge=0))
+    top_k: int = setting(0, "keep the k likeliest tokens; 0 keeps all", bounds=Bounds(ge=0))
+    top_p: float = setting(
+        1.0, "keep the smallest set of likeliest tokens whose probability reaches this", bounds=Bounds(gt=0, le=1)
+    )
+    min_p: float = setting(0.0, "drop tokens less likely than this times the likeliest", bounds=Bounds(ge=0, le=1))
+    seed: int | None = setting(None, "same request and seed, same output, whatever the load; random unless set")
+    repetition_penalty: float = setting(
+        1.0, "over prompt and output, as in CTRL (arXiv 1909.05858); 1 is off", bounds=Bounds(gt=0)
+    )
+    presence_penalty: float = setting(0.0, "over the output, as in OpenAI's API; 0 is off", bounds=Bounds())
+    frequency_penalty: float = setting(0.0, "over the output, as in OpenAI's API; 0 is off", bounds=Bounds())
+    logit_bias: Mapping[int, float] = setting(words="added to the logits of these token ids", default_factory=dict)
+    stop: tuple[str, ...] = setting((), "texts that end the output; they are not part of it")
+    stop_token_ids: frozenset[int] = setting(
+        frozenset(), "ids that end the output, the model's end-of-sequence ids among them"
+    )
+    logprobs: int | None = setting(
+        None,
+        "log-probabilities of the chosen token and of this many likeliest ones; none unless set",
+        bounds=Bounds(ge=0),
+    )
+    speculation: int | None = setting(
+        None,
+        "guesses of the next tokens to check in a step, at most; as many as the engine allows unless set. It changes how "
+        "fast an answer comes",
+        bounds=Bounds(ge=0),
+    )
 
 
 @dataclass(frozen=True, slots=True)
