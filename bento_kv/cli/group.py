@@ -20,6 +20,11 @@ from bento_kv.source import hide_progress_bars
 NOT_RIGHT = 1
 NOT_DONE = 2
 
+# Packages that only some commands need, by the extra that brings them; `export` brings those of `doctor` too.
+_OF_DOCTOR = {"google", "onnx", "onnx_ir"}
+_OF_EXPORT = {"onnxscript", "safetensors", "torch", "transformers"}
+_DOCTORS = {"doctor", "trace", "repair"}
+
 
 class _Group(click.Group):
     """Turns our errors into a sentence on stderr and an exit code; `--debug` lets them through."""
@@ -33,17 +38,11 @@ class _Group(click.Group):
             click.echo(f"Error: {error}", err=True)
             ctx.exit(NOT_RIGHT if isinstance(error, VerificationError | IntegrityError) else NOT_DONE)
         except ModuleNotFoundError as error:
-            if ctx.params.get("debug") or error.name not in (
-                "torch",
-                "onnx",
-                "onnxscript",
-                "onnx_ir",
-                "rich",
-                "safetensors",
-                "transformers",
-            ):
+            missing = (error.name or "").partition(".")[0]
+            if ctx.params.get("debug") or missing not in _OF_DOCTOR | _OF_EXPORT:
                 raise
-            click.echo(f"Error: this needs {error.name}: pip install 'bento-kv[export]'", err=True)
+            extra = "doctor" if missing in _OF_DOCTOR and ctx.invoked_subcommand in _DOCTORS else "export"
+            click.echo(f"Error: this needs {missing}: pip install 'bento-kv[{extra}]'", err=True)
             ctx.exit(NOT_DONE)
         except KeyboardInterrupt:
             click.echo("Interrupted", err=True)

@@ -91,7 +91,7 @@ class Manifest(_Record):
         files: the sha256 of every file but the manifest and the verification record.
     """
 
-    schema_: Literal["bento_kv.contract.manifest/1"] = Field("bento_kv.contract.manifest/1", alias="schema")
+    schema_: Literal["bento_kv.manifest/1"] = Field("bento_kv.manifest/1", alias="schema")
     source: Source
     architecture: str
     layout: Layout

@@ -84,7 +84,7 @@ def _golden_limit_of_another_precision(record: dict[str, Any]) -> None:
 
 
 def _cut_manifest(directory: Path) -> None:
-    (directory / "manifest.json").write_text('{"schema": "bento_kv.contract.manifest/1"}')
+    (directory / "manifest.json").write_text('{"schema": "bento_kv.manifest/1"}')
 
 
 DAMAGES: list[tuple[Callable[[Path], None], type[BentoKVError], str]] = [

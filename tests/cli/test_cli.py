@@ -26,7 +26,7 @@ def test_from_a_model_to_text(tiny_source: Path, tmp_path: Path) -> None:
     decoder = tmp_path / "decoder"
     exported = _run("export", tiny_source, "-o", decoder, "--json")
     assert exported.returncode == 0, exported.stderr
-    assert json.loads(exported.stdout)["schema"] == "bento_kv.contract.manifest/1"
+    assert json.loads(exported.stdout)["schema"] == "bento_kv.manifest/1"
     assert exported.stderr == ""
 
     refused = _run("save", decoder, "cli-tiny")

@@ -30,7 +30,7 @@ def test_the_directory_has_what_the_contract_names(tiny_decoder: Path) -> None:
         "chat_template.jinja",
     }
     manifest = json.loads((tiny_decoder / "manifest.json").read_text())
-    assert manifest["schema"] == "bento_kv.contract.manifest/1"
+    assert manifest["schema"] == "bento_kv.manifest/1"
     assert manifest["layout"] == "in-place"
     assert manifest["token_ids"] == {"bos": 256, "eos": [257], "pad": 258}
     assert manifest["layers"] == [{"kv_heads": 2, "head_dim": 16}] * 2
