@@ -17,6 +17,7 @@ __version__ = "0.1.0"
 _HOME = {
     "EngineConfig": "bento_kv.engine.config",
     "EngineMetrics": "bento_kv.server.metrics",
+    "LanguageModel": "bento_kv.bento.service",
     "OnnxDecoderRunnable": "bento_kv.bento.runnable",
     "RequireApiKey": "bento_kv.server.app",
     "SamplingParams": "bento_kv.engine.request",
@@ -30,6 +31,7 @@ _HOME = {
 __all__ = [
     "EngineConfig",
     "EngineMetrics",
+    "LanguageModel",
     "OnnxDecoderRunnable",
     "RequireApiKey",
     "SamplingParams",
@@ -44,6 +46,7 @@ __all__ = [
 
 if TYPE_CHECKING:
     from bento_kv.bento.runnable import OnnxDecoderRunnable
+    from bento_kv.bento.service import LanguageModel
     from bento_kv.bento.store import VerifiedDecoder, get, load_model, save_model
     from bento_kv.engine.config import EngineConfig
     from bento_kv.engine.request import SamplingParams

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import subprocess
 import sys
@@ -25,6 +26,7 @@ def test_the_public_surface() -> None:
     assert bento_kv.__all__ == [
         "EngineConfig",
         "EngineMetrics",
+        "LanguageModel",
         "OnnxDecoderRunnable",
         "RequireApiKey",
         "SamplingParams",
@@ -50,6 +52,14 @@ def test_every_error_is_public_and_says_what_a_client_is_answered() -> None:
         "QueueFullError": (429, "rate_limit_error"),
         "RequestError": (400, "invalid_request_error"),
     }
+
+
+def test_the_service_and_the_examples_use_the_public_surface_only() -> None:
+    for file in [ROOT / "service.py", *(ROOT / "examples").glob("*.py")]:
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "bento_kv":
+                assert node.module in ("bento_kv", "bento_kv.errors"), f"{file}: {node.module}"
+            assert not isinstance(node, ast.Import) or all("bento_kv." not in name.name for name in node.names), file
 
 
 def _pins(lines: list[str]) -> dict[str, str]:

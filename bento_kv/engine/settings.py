@@ -25,6 +25,11 @@ class Bounds:
     ge: float | None = None
     le: float | None = None
 
+    @property
+    def given(self) -> dict[str, float]:
+        """The ends that there are, under the names that pydantic's `Field` has for them."""
+        return {name: end for name in ("gt", "ge", "le") if (end := getattr(self, name)) is not None}
+
     def __contains__(self, value: float) -> bool:
         # Each comparison is true of what is inside, so that NaN is outside.
         return (

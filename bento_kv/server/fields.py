@@ -1,13 +1,16 @@
-"""Fields that take more than one shape, brought to one.
+"""Fields of requests: those that are settings of the engine, and those that take more than one shape, brought to one.
 
-These raise at once, with the path of the item at fault, where a union of types would report one error for each shape
+The latter raise at once, with the path of the item at fault, where a union of types would report one error for each shape
 that did not match. `null` never comes here: it is the same as leaving a field out.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, get_args
 
+from pydantic import Field
+
+from bento_kv.engine.settings import Bounds, expectation, settings
 from bento_kv.errors import RequestError
 from bento_kv.server.jsontext import shorten
 
@@ -18,6 +21,33 @@ MAX_METADATA = 16
 TOKEN_ID_LIMIT = 2**31  # ids are 32-bit in tokenizers and graphs; larger ones overflow before anyone can refuse them
 
 Prompt = str | tuple[int, ...]
+
+
+def engine_field(record: type, name: str, *, note: str = "", lt: int | None = None, **ends: float) -> Any:
+    """A request's optional field for a setting of the engine.
+
+    Args:
+        record: the dataclass that has the setting.
+        name: of it.
+        note: what else is said of its values.
+        lt: what no machine could compute with begins here; not worth words.
+        ends: of the range, `gt`, `ge` or `le`, where the API's is not the engine's.
+    """
+    setting = next(each for each in settings(record) if each.name == name)
+    own = setting.bounds.given if setting.bounds is not None else {}
+    if "ge" in ends:
+        own.pop("gt", None)
+    bounds = Bounds(**{**own, **ends})
+    words = expectation(setting.type, bounds, setting.unit)
+    return Field(None, description=f"{words}; {note}" if note else words, lt=lt, **constraints(setting.type, bounds))
+
+
+def constraints(kind: Any, bounds: Bounds | None) -> dict[str, Any]:
+    """A range of values of this type, as pydantic's `Field` takes it."""
+    if bounds is None:
+        return {}
+    finite = {"allow_inf_nan": False} if float in (kind, *get_args(kind)) else {}
+    return {**bounds.given, **finite}
 
 
 def describe(value: Any) -> str:

@@ -30,10 +30,12 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from bento_kv.engine.deadlines import Deadlines
+from bento_kv.engine.request import SamplingParams
 from bento_kv.errors import RequestError
 from bento_kv.server.fields import (
     TOKEN_ID_LIMIT,
     Prompt,
+    engine_field,
     parse_logit_bias,
     parse_metadata,
     parse_prompts,
@@ -155,16 +157,20 @@ class GenerationRequest(Body):
     """What both generating routes take."""
 
     model: str = Field(description="a string, the name of the model")
-    max_tokens: int | None = Field(None, ge=1, description="an integer of at least 1")
-    temperature: float | None = Field(None, ge=0, le=2, description="a number between 0 and 2")
-    top_p: float | None = Field(None, ge=0, le=1, description="a number between 0 and 1")
-    top_k: int | None = Field(
-        None, ge=-1, lt=TOKEN_ID_LIMIT, description="an integer of at least -1; 0 and -1 keep all"
+    # The engine's ranges, narrower where OpenAI's are.
+    max_tokens: int | None = engine_field(SamplingParams, "max_tokens")
+    temperature: float | None = engine_field(SamplingParams, "temperature", le=2)
+    top_p: float | None = engine_field(SamplingParams, "top_p", ge=0)
+    top_k: int | None = engine_field(SamplingParams, "top_k", ge=-1, lt=TOKEN_ID_LIMIT, note="0 and -1 keep all")
+    min_p: float | None = engine_field(SamplingParams, "min_p")
+    repetition_penalty: float | None = engine_field(
+        SamplingParams, "repetition_penalty", ge=0.01, le=10, note="1 is off"
     )
-    min_p: float | None = Field(None, ge=0, le=1, description="a number between 0 and 1")
-    repetition_penalty: float | None = Field(None, ge=0.01, le=10, description="a number between 0.01 and 10; 1 is off")
-    presence_penalty: float | None = Field(None, ge=-2, le=2, description="a number between -2 and 2")
-    frequency_penalty: float | None = Field(None, ge=-2, le=2, description="a number between -2 and 2")
+    presence_penalty: float | None = engine_field(SamplingParams, "presence_penalty", ge=-2, le=2)
+    frequency_penalty: float | None = engine_field(SamplingParams, "frequency_penalty", ge=-2, le=2)
+    speculation: int | None = engine_field(SamplingParams, "speculation", lt=TOKEN_ID_LIMIT, note="0 is off")
+    max_time: float | None = engine_field(Deadlines, "max_time")
+    max_queue_time: float | None = engine_field(Deadlines, "max_queue_time")
     seed: int | None = Field(None, ge=-(2**63), lt=2**63, description="a 64-bit integer")
     stop: Annotated[tuple[str, ...], PlainValidator(parse_stop)] = ()
     stop_token_ids: Annotated[list[TokenId], FailFast()] = Field(
@@ -173,9 +179,6 @@ class GenerationRequest(Body):
         description=f"a list of at most {MAX_STOP_TOKEN_IDS} token ids",
     )
     ignore_eos: bool | None = Field(None, description="true or false")
-    speculation: int | None = Field(None, ge=0, lt=TOKEN_ID_LIMIT, description="an integer of at least 0; 0 is off")
-    max_time: float | None = Field(None, gt=0, allow_inf_nan=False, description="a number of seconds above 0")
-    max_queue_time: float | None = Field(None, gt=0, allow_inf_nan=False, description="a number of seconds above 0")
     logit_bias: Annotated[Mapping[int, float], PlainValidator(parse_logit_bias)] = {}
     n: int | None = Field(None, ge=1, le=MAX_CHOICES, description=f"an integer between 1 and {MAX_CHOICES}")
     stream: bool | None = Field(None, description="true or false")
@@ -233,7 +236,7 @@ class ChatRequest(GenerationRequest):
 
     refused = REFUSED_IN_CHAT
     messages: Messages = Field(description=MESSAGES)
-    max_completion_tokens: int | None = Field(None, ge=1, description="an integer of at least 1")
+    max_completion_tokens: int | None = engine_field(SamplingParams, "max_tokens")
     logprobs: bool | None = Field(None, description="true or false")
     top_logprobs: int | None = Field(None, ge=0, le=20, description="an integer between 0 and 20")
     response_format: Annotated[None, PlainValidator(parse_response_format)] = None

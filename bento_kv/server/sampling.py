@@ -7,16 +7,11 @@ from dataclasses import replace
 from typing import Any
 
 from bento_kv.engine.request import SamplingParams
+from bento_kv.engine.settings import settings
 from bento_kv.server.protocol import GenerationRequest
 
-_SAME_NAMES = (
-    "temperature",
-    "min_p",
-    "repetition_penalty",
-    "presence_penalty",
-    "frequency_penalty",
-    "speculation",
-)
+# Those whose value is the engine's as it is; some of them are replaced below.
+_SAME_NAMES = {each.name for each in settings(SamplingParams)} & GenerationRequest.model_fields.keys()
 _SMALLEST_TOP_P = 1e-9  # 0, which OpenAI takes, leaves the one likeliest token, and so does this
 
 

@@ -1,0 +1,116 @@
+"""The packaged service: one proven decoder behind an OpenAI-compatible API.
+
+`bentoml serve bento_kv.bento.service:LanguageModel --arg model=SOURCE` runs it from anywhere.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from collections.abc import AsyncGenerator
+from copy import copy
+from dataclasses import replace
+from http import HTTPStatus
+from typing import Any
+
+import bentoml
+from bentoml.exceptions import BentoMLException
+from pydantic import ConfigDict
+
+from bento_kv.bento.arguments import read_arguments
+from bento_kv.bento.runnable import OnnxDecoderRunnable
+from bento_kv.bento.store import VerifiedDecoder
+from bento_kv.errors import BentoKVError
+from bento_kv.server.app import RequireApiKey, openai_app
+from bento_kv.server.metrics import EngineMetrics
+from bento_kv.server.protocol import GenerationRequest
+
+
+def _as_in_openais(name: str) -> Any:
+    """The field of that name as the OpenAI-compatible routes have it."""
+    return copy(GenerationRequest.model_fields[name])
+
+
+class NativeRequest(bentoml.IODescriptor):
+    """What `POST /generate` takes; the model's own defaults where a field is left out."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    prompt: str
+    max_tokens: int | None = _as_in_openais("max_tokens")
+    temperature: float | None = _as_in_openais("temperature")
+    seed: int | None = _as_in_openais("seed")
+    priority: int | None = _as_in_openais("priority")
+    cache_salt: str | None = _as_in_openais("cache_salt")
+
+
+config, engine_config = read_arguments()
+decoder = VerifiedDecoder(
+    config.model, precision=config.precision, kv_cache=config.kv_cache, max_length=engine_config.max_length
+)
+
+
+def current_runnable() -> OnnxDecoderRunnable:
+    """The runnable of the service that runs in this process; the API is mounted before it exists."""
+    runnable: OnnxDecoderRunnable = bentoml.get_current_service().runnable
+    return runnable
+
+
+@bentoml.asgi_app(openai_app(current_runnable))
+@bentoml.service(
+    name="bento_kv",
+    # Seconds to the first byte. BentoML's answer to it is not in OpenAI's form, so our own deadlines should come first.
+    traffic={"timeout": max(600, (engine_config.max_seconds or 0) + engine_config.step_timeout)},
+    workers=config.workers,
+)
+class LanguageModel:
+    decoder = decoder
+
+    @bentoml.on_deployment
+    @staticmethod
+    def check() -> None:
+        decoder.check()
+
+    def __init__(self) -> None:
+        self.runnable = OnnxDecoderRunnable(
+            self.decoder,
+            engine_config,
+            observer=EngineMetrics,
+            event_log=config.event_log,
+            workers=config.workers,
+        )
+        if threading.current_thread() is threading.main_thread():  # as in every worker; a test client has no signals
+            self.runnable.drain_on_sigterm(timeout=config.drain_timeout)
+
+    @bentoml.api(input_spec=NativeRequest)
+    async def generate(self, prompt: str, **asked: Any) -> AsyncGenerator[str, None]:
+        """Answer a prompt, as a stream of text."""
+        given = {name: value for name, value in asked.items() if value is not None}
+        options = {name: given.pop(name) for name in ("priority", "cache_salt") if name in given}
+        params = replace(self.runnable.defaults, **given)
+        begun = False
+        try:
+            async for text in self.runnable.stream_text(prompt, params, **options):
+                begun = True
+                yield text
+        except BentoKVError as error:
+            if begun:  # BentoML ends a stream cleanly after an exception; only this cuts the connection
+                raise asyncio.CancelledError(str(error)) from error
+            if error.http_status == HTTPStatus.INTERNAL_SERVER_ERROR:
+                raise
+            raise BentoMLException(str(error), error_code=HTTPStatus(error.http_status)) from error
+
+    @bentoml.on_shutdown
+    def close(self) -> None:
+        self.runnable.close(timeout=config.drain_timeout)
+
+    def __is_alive__(self) -> bool:
+        return self.runnable.engine.alive
+
+    def __is_ready__(self) -> bool:
+        return self.runnable.engine.accepting
+
+
+if api_key := os.environ.get("BENTO_KV_API_KEY"):
+    LanguageModel.add_asgi_middleware(RequireApiKey, api_key=api_key)  # type: ignore[attr-defined] # it is a Service
