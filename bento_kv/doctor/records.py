@@ -14,6 +14,8 @@ from bento_kv.doctor.faults import FaultId, ItemId, LoopFaultId, Part
 
 Verdict = Literal["right", "wrong", "unknown"]
 Scenario = Literal["A", "B", "C", "D"]
+# `step` is any of those that a packed step has besides.
+GraphAxis = Literal["batch", "sequence", "past", "step"]
 State = Literal["done", "wrong", "unknown"]
 
 # Scenario and plan from (export is wrong, loop is wrong). Plan 2 mends the export, plan 1 the loop; the export is
@@ -31,10 +33,11 @@ class _Record(BaseModel):
 
 
 class Finding(_Record):
-    """One fault. `where` names the node, the tensor and axis, or the step."""
+    """One fault. `where` names the node, the tensor and axis, or the step; `axis` the one that is fixed, if one is."""
 
     id: FaultId
     where: str
+    axis: GraphAxis | None = None
     explain: str
     fix: str
 

@@ -15,10 +15,10 @@ from bento_kv.contract import manifest as contract
 from bento_kv.contract.decoder import Decoder
 from bento_kv.contract.manifest import Check, GoldenPrompt, LayerProof, Manifest, Verification
 from bento_kv.contract.reference import NumericReference, WeightReference
-from bento_kv.doctor.diagnose import check_export
 from bento_kv.errors import DecoderError
 from bento_kv.host import available_cpus, processor
 from bento_kv.proof.contract import check_contract
+from bento_kv.proof.growing import check_growing
 from bento_kv.proof.quality import probe_sequences
 from bento_kv.proof.stages import Found, Layer, stages
 from bento_kv.proof.text import TextReference, check_text
@@ -70,7 +70,7 @@ def prove(
     if all(check.passed for check in book.checks["export"]):
         try:
             if manifest.layout == "growing":
-                book.add("export", "self-consistency", lambda: check_export(directory, threads))
+                book.add("export", "self-consistency", lambda: check_growing(directory, threads))
             _compute(directory, manifest, reference(manifest), threads or available_cpus(), book)
         except DecoderError as error:
             # Until the decoder has been compared with torch step by step, what fails is the graph.

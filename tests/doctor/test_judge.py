@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 from bento_kv.doctor.faults import LOOP_FAULTS
-from bento_kv.doctor.loop.judge import Judgement, judge
+from bento_kv.doctor.loop.judge import LoopJudgement, judge_loop
 from bento_kv.doctor.loop.trace import Trace, TraceStep, golden_trace, read_trace
 from bento_kv.runtime.graph import CachedGraph
 from bento_kv.runtime.growing import GrowingGraph
@@ -41,8 +41,8 @@ def parsed(lines: Sequence[dict[str, Any]]) -> Trace:
     return read_trace(io.StringIO("\n".join(json.dumps(line) for line in lines)))
 
 
-def judged(loop: Loop, graph: CachedGraph, prompt: Sequence[int], chosen: Fields) -> Judgement:
-    return judge(parsed(loop.make(graph, prompt, loop.steps, chosen)), graph, pad_token_id=loop.pad_token_id)
+def judged(loop: Loop, graph: CachedGraph, prompt: Sequence[int], chosen: Fields) -> LoopJudgement:
+    return judge_loop(parsed(loop.make(graph, prompt, loop.steps, chosen)), graph, pad_token_id=loop.pad_token_id)
 
 
 def check(loop: Loop, graph: CachedGraph, prompt: Sequence[int]) -> int:
@@ -90,12 +90,12 @@ def documented() -> str:
     return (Path(__file__).parents[2] / "docs" / "traces.md").read_text(encoding="utf-8")
 
 
-def run_documented(code: str, growing_file: Path, folder: Path) -> Judgement:
+def run_documented(code: str, growing_file: Path, folder: Path) -> LoopJudgement:
     """Judge what the Python of the docs prints, run beside a `model.onnx`."""
     for file in growing_file.parent.glob(f"{growing_file.name}*"):
         (folder / file.name.replace(growing_file.name, "model.onnx")).symlink_to(file)
     done = subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=True)
-    return judge(read_trace(io.StringIO(done.stdout)), GrowingGraph.open(growing_file))
+    return judge_loop(read_trace(io.StringIO(done.stdout)), GrowingGraph.open(growing_file))
 
 
 def test_the_python_of_the_docs_prints_a_right_trace(growing_file: Path, tmp_path: Path) -> None:
@@ -122,7 +122,7 @@ def test_the_docs_name_every_field_and_every_finding() -> None:
 def test_lengths_and_ids_suffice(loop: Loop) -> None:
     graph = TOYS["mask and positions"]
     for prompt in PROMPTS:
-        verdict = judge(parsed(loop.make(graph, prompt, loop.steps, "required")), None)
+        verdict = judge_loop(parsed(loop.make(graph, prompt, loop.steps, "required")), None)
         assert loop.is_judged(verdict.findings, verdict.first_wrong, "required"), verdict
 
 
@@ -131,7 +131,7 @@ def test_a_right_loop_is_right_without_a_decoder(loop: Loop) -> None:
     for prompt in PROMPTS:
         for chosen in loop.only:
             trace = parsed(loop.make(TOYS["mask and positions"], prompt, loop.steps, chosen))
-            verdict = judge(trace, None, pad_token_id=loop.pad_token_id)
+            verdict = judge_loop(trace, None, pad_token_id=loop.pad_token_id)
             assert verdict.diagnosis.verdict == "right"
             assert any("decoder" in note for note in verdict.notes)
 
@@ -139,7 +139,7 @@ def test_a_right_loop_is_right_without_a_decoder(loop: Loop) -> None:
 def test_the_golden_trace_is_right() -> None:
     graph = TOYS["mask and positions"]
     trace = Trace(tuple(golden_trace(graph, PROMPTS[0], 6)))
-    verdict = judge(trace, graph)
+    verdict = judge_loop(trace, graph)
     assert (verdict.findings, verdict.notes, verdict.compared) == ((), (), 6)
     assert [(s.expected_tokens, s.expected_past_length) for s in verdict.strip] == [(7, 0)] + [
         (1, n) for n in range(7, 12)
@@ -158,7 +158,7 @@ def test_the_strip_of_the_original_fault_shows_what_each_step_should_have_been()
 
 def test_one_step_says_nothing() -> None:
     graph = TOYS["neither"]
-    verdict = judge(Trace(tuple(golden_trace(graph, [1, 2], 1))), graph)
+    verdict = judge_loop(Trace(tuple(golden_trace(graph, [1, 2], 1))), graph)
     assert verdict.diagnosis.verdict == "unknown"
     assert "one step" in verdict.notes[0]
 
@@ -169,9 +169,9 @@ def test_a_present_that_was_taken_and_not_fed_is_told_from_one_that_was_not_take
         lines = [{"step": at, "input_ids": [row], "past_length": 0} for at, row in enumerate(ids)]
         return parsed([{**line, "present_length": present if at == 0 else 1} for at, line in enumerate(lines)])
 
-    assert [f.id for f in judge(trace(3), None).findings] == ["past-not-fed"]
-    assert [f.id for f in judge(trace(0), None).findings] == ["step0-cache-not-extracted"]
-    assert [f.id for f in judge(trace(None), None).findings] == ["step0-cache-not-extracted"]
+    assert [f.id for f in judge_loop(trace(3), None).findings] == ["past-not-fed"]
+    assert [f.id for f in judge_loop(trace(0), None).findings] == ["step0-cache-not-extracted"]
+    assert [f.id for f in judge_loop(trace(None), None).findings] == ["step0-cache-not-extracted"]
 
 
 @pytest.mark.parametrize(
@@ -187,7 +187,7 @@ def test_a_present_that_was_taken_and_not_fed_is_told_from_one_that_was_not_take
 def test_a_past_that_is_too_long_is_explained(lengths: Sequence[int], words: str) -> None:
     ids = [[7, 8, 9], [4], [5], [6]]
     lines = [{"step": i, "input_ids": [ids[i]], "past_length": lengths[i]} for i in range(4)]
-    (finding,) = judge(parsed(lines), None).findings
+    (finding,) = judge_loop(parsed(lines), None).findings
     assert finding.id == "past-stale"
     assert words in finding.explain
 
@@ -201,14 +201,14 @@ def test_positions_that_are_off_from_the_start_are_found_there() -> None:
     lines = BY_NAME["greedy"].make(TOYS["neither"], [3, 4, 5], 4, "all")
     for line in lines:
         line["position_ids"] = [[at + 1 for at in line["position_ids"][0]]]
-    (finding,) = judge(parsed(lines), None).findings
+    (finding,) = judge_loop(parsed(lines), None).findings
     assert (finding.id, finding.where) == ("position-not-advanced", "step 0")
     assert "1 too high" in finding.explain
 
 
 def test_drafts_that_were_kept_show_in_the_tokens_fed_after_them() -> None:
     lines = BY_NAME["rejected drafts kept"].make(TOYS["mask and positions"], PROMPTS[0], 8, "required")
-    (finding,) = judge(parsed(lines), TOYS["mask and positions"]).findings
+    (finding,) = judge_loop(parsed(lines), TOYS["mask and positions"]).findings
     assert finding.id == "past-stale"
     assert "drafts" in finding.explain
 
@@ -217,21 +217,21 @@ def test_a_mask_that_is_too_long_says_so() -> None:
     lines = BY_NAME["greedy"].make(TOYS["neither"], [3, 4, 5], 4, "all")
     for line in lines[1:]:
         line["attention_mask_length"] += 2
-    (finding,) = judge(parsed(lines), None).findings
+    (finding,) = judge_loop(parsed(lines), None).findings
     assert (finding.id, finding.where) == ("mask-too-short", "step 1")
     assert "2 too long" in finding.explain
 
 
 def test_a_mask_as_long_as_the_buffer_is_no_fault() -> None:
     lines = BY_NAME["greedy"].make(TOYS["neither"], [3, 4, 5], 4, "all")
-    verdict = judge(parsed([{**line, "attention_mask_length": 64} for line in lines]), TOYS["neither"])
+    verdict = judge_loop(parsed([{**line, "attention_mask_length": 64} for line in lines]), TOYS["neither"])
     assert not verdict.findings
     assert "capacity" in " ".join(verdict.notes)
 
 
 def test_a_sampled_run_without_logits_is_told_to_be_greedy() -> None:
     lines = BY_NAME["sampled"].make(TOYS["neither"], PROMPTS[0], 8, "required")
-    verdict = judge(parsed(lines), TOYS["neither"])
+    verdict = judge_loop(parsed(lines), TOYS["neither"])
     assert [finding.id for finding in verdict.findings] == ["tokens-diverge"]
     assert any("greedy" in note for note in verdict.notes)
 
@@ -254,14 +254,14 @@ def test_other_sums_and_other_rounding_are_no_fault() -> None:
                 present_sum=present[::2] + present[1::2],
             )
         )
-    verdict = judge(Trace(tuple(steps)), graph)
+    verdict = judge_loop(Trace(tuple(steps)), graph)
     assert not verdict.findings
     assert any("order" in note for note in verdict.notes)
 
 
 def test_rows_whose_padding_cannot_be_known_are_not_blamed() -> None:
     loop = BY_NAME["batch, padded on the left"]
-    verdict = judge(parsed(loop.make(TOYS["mask and positions"], PROMPTS[0], 8, "required")), ToyDecoder())
+    verdict = judge_loop(parsed(loop.make(TOYS["mask and positions"], PROMPTS[0], 8, "required")), ToyDecoder())
     assert not verdict.findings
     assert any("padding" in note for note in verdict.notes)
 
@@ -269,7 +269,7 @@ def test_rows_whose_padding_cannot_be_known_are_not_blamed() -> None:
 def test_a_wrong_decoder_does_not_make_the_trace_right() -> None:
     """A trace of other numbers is not accepted: the check can fail."""
     lines = BY_NAME["greedy"].make(TOYS["neither"], PROMPTS[0], 8, "all")
-    verdict = judge(parsed(lines), ToyDecoder(takes_mask=False, takes_positions=False, seed=1))
+    verdict = judge_loop(parsed(lines), ToyDecoder(takes_mask=False, takes_positions=False, seed=1))
     assert [(finding.id, finding.where) for finding in verdict.findings] == [("tokens-diverge", "step 0")]
 
 
@@ -277,7 +277,7 @@ def test_a_trace_of_thousands_of_tokens_is_judged() -> None:
     prompt = list(np.random.default_rng(0).integers(0, 50, 20_000).tolist())
     lines = [{"step": 0, "input_ids": [prompt], "past_length": 0}]
     lines += [{"step": i, "input_ids": [[*prompt, *range(i)]], "past_length": 0} for i in range(1, 6)]
-    assert judge(parsed(lines), None).first_wrong == 0
+    assert judge_loop(parsed(lines), None).first_wrong == 0
 
 
 def test_golden_traces_round_trip(tmp_path: Path) -> None:

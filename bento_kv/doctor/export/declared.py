@@ -1,41 +1,37 @@
-"""The export layer as the graph declares it: is there a cache, does it pair up, may its axes vary?"""
+"""The export as the graph declares it: is there a cache, does it pair up, may its axes vary?"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
 from bento_kv.contract.manifest import TensorSpec
-from bento_kv.doctor.records import Finding
+from bento_kv.doctor.export.loading import Opened
+from bento_kv.doctor.records import Finding, GraphAxis
 from bento_kv.runtime.interface import Axis, CachePair, Interface
 
 _AXES: dict[Axis, str] = {"heads": "heads", "dim": "head size"}
 _PACKED_AXES = {"gather_index": 2, "scatter_index": 1, "query_seqlens": 1, "seqlens_k": 1, "logits_index": 1}
 
 
-def check_declared(
-    interface: Interface,
-    *,
-    has_first: bool,
-    packed_inputs: Sequence[TensorSpec] = (),
-    configured: tuple[int, int] | None = None,
-) -> list[Finding]:
-    """Findings that need no run.
+def check_declared(opened: Opened, *, configured: tuple[int, int] | None = None) -> list[Finding]:
+    """Findings that need no run; none where inputs and outputs cannot be told.
 
     Args:
-        interface: of the graph that takes a past.
-        has_first: another graph beside it takes step 0, so this one may be made for one token a step.
-        packed_inputs: all inputs of a graph of the in-place layout.
+        opened: its graph that takes a past.
         configured: heads and head size by which a loop allocates the cache.
     """
+    interface = opened.interface
+    if interface is None:
+        return []
     missing = list(_no_cache(interface))
     if missing:
         return missing
-    findings = [
+    return [
         *_unpaired(interface),
         *_dtypes(interface),
         *(list(_shapes(interface)) or _configured(interface, configured)),
+        *_baked(interface, opened.one_token_steps, opened.inputs if interface.packed else ()),
     ]
-    return [*findings, *_baked(interface, has_first, packed_inputs)]
 
 
 def _no_cache(interface: Interface) -> Iterator[Finding]:
@@ -139,9 +135,9 @@ def _differ(one: int | str, other: int | str) -> bool:
 
 def _baked(interface: Interface, has_first: bool, packed_inputs: Sequence[TensorSpec]) -> Iterator[Finding]:
     """Declared sizes where a symbol has to be; one finding for each kind of axis."""
-    groups: dict[str, list[str]] = {}
+    groups: dict[GraphAxis, list[str]] = {}
 
-    def see(kind: str, spec: TensorSpec | None, axis: int, allowed: Sequence[int] = ()) -> None:
+    def see(kind: GraphAxis, spec: TensorSpec | None, axis: int, allowed: Sequence[int] = ()) -> None:
         size = spec.shape[axis] if spec is not None and axis < len(spec.shape) else "?"
         if isinstance(size, int) and size not in allowed:
             groups.setdefault(kind, []).append(f"{spec.name if spec else ''} axis {axis} = {size}")
@@ -184,7 +180,7 @@ def _see_cache(see: _See, pair: CachePair, spec: TensorSpec | None) -> None:
         see("past", spec, pair.axes.index("time"))
 
 
-_HARM = {
+_HARM: dict[GraphAxis, str] = {
     "batch": "The decoder takes that many rows and no other number: requests cannot share a step.",
     "sequence": "The decoder takes that many tokens a step: a prompt of another length does not go in.",
     "past": "The decoder takes a past of that length and no other: the step after the first fails, or needs padding.",
@@ -192,11 +188,12 @@ _HARM = {
 }
 
 
-def _baked_finding(kind: str, places: Sequence[str]) -> Finding:
+def _baked_finding(axis: GraphAxis, places: Sequence[str]) -> Finding:
     return Finding(
         id="dynamic-axis-baked",
         where=f"{places[0]}{_and_more(len(places))}",
-        explain=f"The {kind} axis is declared with a fixed size. {_HARM[kind]}",
+        axis=axis,
+        explain=f"The {axis} axis is declared with a fixed size. {_HARM[axis]}",
         fix="Declare the axis dynamic at export (dynamic_axes or dynamic_shapes for input_ids, attention_mask, "
         "position_ids, every past and every present). `bento-kv repair` restores it where the graph in truth takes "
         "other sizes; with --reference it exports again.",

@@ -1,4 +1,4 @@
-"""The export layer by running it: a decoder against itself, with its past and without. No reference is needed."""
+"""The export by running it: a decoder against itself, with its past and without. No reference is needed."""
 
 from __future__ import annotations
 

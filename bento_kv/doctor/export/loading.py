@@ -11,8 +11,8 @@ import onnxruntime as ort
 from google.protobuf.message import DecodeError
 from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 
-from bento_kv.contract.manifest import TensorSpec
-from bento_kv.doctor.records import Finding, Target
+from bento_kv.contract.manifest import MANIFEST_FILE, TensorSpec
+from bento_kv.doctor.records import Finding
 from bento_kv.errors import BentoKVError, DecoderError
 from bento_kv.onnx_file import (
     declared_inputs,
@@ -20,8 +20,6 @@ from bento_kv.onnx_file import (
     highest_ir_version,
     highest_opset,
     nested_graphs,
-    opsets,
-    precision,
 )
 from bento_kv.runtime.graph import CachedGraph
 from bento_kv.runtime.growing import GrowingGraph, geometry, graph_files
@@ -52,6 +50,35 @@ class Opened:
     def one_token_steps(self) -> bool:
         """Another graph, or branch, takes the prompt: this one may be made for a token a step."""
         return len(self.files) > 1 or (self.interface is not None and self.interface.branch is not None)
+
+    @property
+    def folder(self) -> Path:
+        """Where its files are."""
+        return self.files[0].parent
+
+    @property
+    def mendable(self) -> bool:
+        """Whether `repair` has anything to do with it: our own layout is exported anew instead."""
+        return self.interface is None or not self.interface.packed
+
+    @property
+    def in_place_directory(self) -> Path | None:
+        """The decoder directory that serves it, where it is one of the in-place layout with its manifest."""
+        return self.folder if not self.mendable and (self.folder / MANIFEST_FILE).is_file() else None
+
+    @property
+    def present_names(self) -> list[tuple[str, str]]:
+        """Keys' and values' outputs by layer; the second is empty where one tensor has both side by side."""
+        names: dict[int, dict[str, str]] = {}
+        for pair in self.interface.caches if self.interface else ():
+            if pair.present is None:
+                continue
+            sides = names.setdefault(pair.layer, {})
+            if pair.side == "both":
+                sides["key"], sides["value"] = pair.present.name, pair.present.name if "stack" in pair.axes else ""
+            else:
+                sides[pair.side] = pair.present.name
+        return [(sides.get("key", ""), sides.get("value", "")) for _, sides in sorted(names.items())]
 
     @property
     def inputs(self) -> list[TensorSpec]:
@@ -86,55 +113,9 @@ def open_decoder_file(target: Path, *, threads: int | None = None) -> Opened:
     opened.graph = (
         PackedGraph(sessions[0], opened.inputs)
         if opened.interface.packed
-        else GrowingGraph(sessions, heads_dim=geometry(opened.files[0].parent))
+        else GrowingGraph(sessions, heads_dim=geometry(opened.folder))
     )
     return opened
-
-
-def describe(target: Path, opened: Opened) -> Target:
-    """The target in words and numbers."""
-    interface = opened.interface
-    model = opened.models[-1] if opened.models else None
-    pair = interface.caches[0] if interface is not None and interface.caches else None
-    spec = (pair.past or pair.present) if pair else None
-    return Target(
-        path=str(target),
-        graphs=tuple(file.name for file in opened.files),
-        layout=_layout(opened),
-        cache=f"[{', '.join(map(str, spec.shape))}] {spec.dtype}" if spec else "",
-        layers=interface.layers if interface else 0,
-        precision=precision(model) if model else "",
-        opset=opsets(model) if model else {},
-        ir_version=model.ir_version if model else None,
-    )
-
-
-def _layout(opened: Opened) -> str:
-    interface = opened.interface
-    if interface is None:
-        return "unknown"
-    if interface.packed:
-        return "in-place, packed"
-    if not (interface.has_past or interface.has_present):
-        return "without a cache"
-    axes = {pair.axes for pair in interface.caches}
-    traits = ["growing"]
-    if len(opened.files) > 1:
-        traits.append("in two graphs")
-    if interface.branch is not None:
-        traits.append("two graphs merged into one")
-    if any("stack" in own for own in axes):
-        traits.append("keys and values stacked")
-    elif any(pair.side == "both" for pair in interface.caches):
-        traits.append("keys and values in one tensor")
-    if any(own[-1] == "time" for own in axes):
-        traits.append("keys transposed")
-    if any(own[:2] == ("rows", "time") and "heads" in own for own in axes):
-        traits.append("time before heads")
-    operators = {node.op_type for node in opened.models[-1].graph.node} if opened.models else set()
-    if "GroupQueryAttention" in operators:
-        traits.append("GroupQueryAttention")
-    return ", ".join(traits)
 
 
 def _parse(file: Path) -> onnx.ModelProto | Finding:
@@ -235,8 +216,23 @@ def open_cached(target: Path, *, threads: int | None = None) -> tuple[CachedGrap
         reason = "The graph has no cache to pass on."
     if opened.graph is None or interface is None or reason:
         raise DecoderError(f"{target} cannot be stepped: {reason} `bento-kv doctor {target}` says what to do.")
-    vocab_size = interface.logits.shape[-1]
-    if not isinstance(vocab_size, int):
-        output = opened.graph.run(np.zeros((1, 1), np.int64), opened.graph.empty_cache(1))
-        vocab_size = output.logits.shape[-1]
+    vocab_size = measured_vocab_size(opened)
+    if vocab_size is None:
+        raise DecoderError(f"{target} runs at no length: `bento-kv doctor {target}` says what to do.")
     return opened.graph, vocab_size
+
+
+def measured_vocab_size(opened: Opened) -> int | None:
+    """Of the logits as declared, or as they come out of a run; None if no run ends well."""
+    declared = opened.interface.logits.shape[-1] if opened.interface else "?"
+    if isinstance(declared, int):
+        return declared
+    if opened.graph is None:
+        return None
+    for tokens in (7, 3, 2, 1):
+        try:
+            output = opened.graph.run(np.zeros((1, tokens), np.int64), opened.graph.empty_cache(1))
+        except DecoderError:
+            continue  # another length may do; if none does, the sizes that the graph takes are a finding of their own
+        return int(output.logits.shape[-1])
+    return None

@@ -1,4 +1,4 @@
-"""The export layer with several rows: each row as if it were alone, padded or not."""
+"""The export with several rows: each row as if it were alone, padded or not."""
 
 from __future__ import annotations
 

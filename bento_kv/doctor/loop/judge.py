@@ -14,12 +14,13 @@ from bento_kv.doctor.loop.trace import Trace
 from bento_kv.doctor.loop.values import judge_values, padding_of
 from bento_kv.doctor.loop.walk import RIGHT, Walked
 from bento_kv.doctor.records import Finding, LoopStep, PartDiagnosis
+from bento_kv.errors import TraceError
 from bento_kv.runtime.graph import CachedGraph
 
 
 @dataclass(frozen=True, slots=True)
-class Judgement:
-    """What a trace says of its loop.
+class LoopJudgement:
+    """What a trace says of its loop; nothing, of a loop that was not judged.
 
     Attributes:
         findings: in order of their steps.
@@ -29,11 +30,11 @@ class Judgement:
         compared: steps whose numbers were compared with the golden loop; 0 without a decoder.
     """
 
-    findings: tuple[Finding, ...]
-    strip: tuple[LoopStep, ...]
-    first_wrong: int | None
-    notes: tuple[str, ...]
-    compared: int
+    findings: tuple[Finding, ...] = ()
+    strip: tuple[LoopStep, ...] = ()
+    first_wrong: int | None = None
+    notes: tuple[str, ...] = ()
+    compared: int = 0
 
     @property
     def diagnosis(self) -> PartDiagnosis:
@@ -41,7 +42,7 @@ class Judgement:
         return PartDiagnosis.of(list(self.findings), tried=len(self.strip) > 1)
 
 
-def judge(trace: Trace, graph: CachedGraph | None, *, pad_token_id: int | None = None) -> Judgement:
+def judge_loop(trace: Trace, graph: CachedGraph | None, *, pad_token_id: int | None = None) -> LoopJudgement:
     """Name the first wrong step and its cause.
 
     Args:
@@ -62,13 +63,33 @@ def judge(trace: Trace, graph: CachedGraph | None, *, pad_token_id: int | None =
     elif graph is not None and not structure.findings:
         compared = judge_values(trace, structure, graph, padding, pad_token_id)
     found = sorted(structure.findings, key=lambda entry: entry[0])
-    return Judgement(
+    return LoopJudgement(
         findings=tuple(finding for _, finding in found),
         strip=tuple(_loop_step(walked, structure) for walked in structure.walked),
         first_wrong=found[0][0] if found else None,
         notes=(*trace.notes, *structure.notes),
         compared=compared,
     )
+
+
+def check_trace(trace: Trace, vocab_size: int) -> None:
+    """Refuse what cannot be judged.
+
+    Args:
+        vocab_size: of the decoder; 0 where it is not known.
+
+    Raises:
+        TraceError: it has one step, or tokens that this decoder does not have.
+    """
+    if len(trace.steps) < 2:
+        raise TraceError("the trace has one step, which says nothing about the cache: trace three or more")
+    for step in trace.steps:
+        largest = max(max(row) for row in (*step.input_ids, step.next_token or (0,)))
+        if 0 < vocab_size <= largest:
+            raise TraceError(
+                f"step {step.step} has the token id {largest}, and the decoder has {vocab_size} tokens: "
+                "is it the trace of another decoder?"
+            )
 
 
 def _loop_step(walked: Walked, structure: Structure) -> LoopStep:

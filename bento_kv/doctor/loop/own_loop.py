@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 from numpy.typing import NDArray
 
 from bento_kv.contract.decoder import Decoder
-from bento_kv.contract.manifest import MANIFEST_FILE, Manifest
+from bento_kv.contract.manifest import Manifest
 from bento_kv.contract.plan import StepPlan, StepRow
-from bento_kv.doctor.export.loading import Opened
 from bento_kv.doctor.loop.trace import TOP, Trace, TraceStep
 from bento_kv.runtime.decoder import OnnxDecoder
 from bento_kv.runtime.graph import CachedGraph
@@ -17,9 +18,15 @@ from bento_kv.runtime.growing_decoder import GrowingDecoder
 PROMPT, STEPS = 5, 8
 
 
-def own_trace(opened: Opened, graph: CachedGraph, vocab_size: int) -> Trace:
-    """Greedy decoding by the decoder that would serve this graph, as a trace with all its fields."""
-    decoder = _served(opened, graph, vocab_size)
+def own_trace(graph: CachedGraph, vocab_size: int, in_place: Path | None) -> Trace:
+    """Greedy decoding by the decoder that would serve a graph, as a trace with all its fields.
+
+    Args:
+        graph: to be served.
+        vocab_size: its tokens.
+        in_place: the decoder directory, of the in-place layout; None for a growing cache.
+    """
+    decoder = _serving(graph, vocab_size, in_place)
     chunk = np.random.default_rng(7).integers(0, vocab_size, PROMPT).tolist()
     start, steps = 0, []
     for number in range(STEPS):
@@ -45,12 +52,11 @@ def own_trace(opened: Opened, graph: CachedGraph, vocab_size: int) -> Trace:
     return Trace(tuple(steps))
 
 
-def _served(opened: Opened, graph: CachedGraph, vocab_size: int) -> Decoder:
-    folder = opened.files[0].parent
-    if opened.interface is not None and opened.interface.packed and (folder / MANIFEST_FILE).is_file():
-        length = min(Manifest.read(folder).max_length, 4 * (PROMPT + STEPS))
-        return OnnxDecoder(folder, slots=2, max_length=length)
-    return GrowingDecoder(graph, slots=1, max_length=PROMPT + STEPS, vocab_size=vocab_size)
+def _serving(graph: CachedGraph, vocab_size: int, in_place: Path | None) -> Decoder:
+    if in_place is None:
+        return GrowingDecoder(graph, slots=1, max_length=PROMPT + STEPS, vocab_size=vocab_size)
+    length = min(Manifest.read(in_place).max_length, 4 * (PROMPT + STEPS))
+    return OnnxDecoder(in_place, slots=2, max_length=length)
 
 
 def _sums(cache: list[tuple[NDArray[np.float32], NDArray[np.float32]]]) -> tuple[float, ...]:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from bento_kv.doctor.faults import ExportFaultId
-from bento_kv.doctor.records import Finding
+from bento_kv.doctor.records import Finding, GraphAxis
 from bento_kv.errors import DecoderError
 from bento_kv.runtime.graph import Cache, CachedGraph
 
@@ -24,7 +24,7 @@ _CONCAT = re.compile(r"[Aa]xis (\d) has mismatched dimensions of (\d+) and (\d+)
 
 
 @dataclass(frozen=True, slots=True)
-class Sizes:
+class RunSizes:
     """Of one run."""
 
     rows: int
@@ -39,9 +39,9 @@ class Sizes:
 class Accepted:
     """What was tried: sizes, and the runtime's complaint about them if it had one."""
 
-    complaints: dict[Sizes, str | None] = field(default_factory=dict)
+    complaints: dict[RunSizes, str | None] = field(default_factory=dict)
 
-    def works(self, sizes: Sizes) -> bool:
+    def works(self, sizes: RunSizes) -> bool:
         return sizes in self.complaints and self.complaints[sizes] is None
 
 
@@ -60,13 +60,13 @@ class Acceptance:
         # Behind a past it takes one token at a time: all that decoding needs, and what some exporters mean to make.
         self.one_token_steps = False
 
-    def tries(self, sizes: Sizes) -> bool:
+    def tries(self, sizes: RunSizes) -> bool:
         """Whether a run of these sizes ends well."""
         if sizes not in self.accepted.complaints:
             self.accepted.complaints[sizes] = self._run(sizes)
         return self.accepted.works(sizes)
 
-    def _run(self, sizes: Sizes) -> str | None:
+    def _run(self, sizes: RunSizes) -> str | None:
         ids = np.arange(sizes.rows * sizes.tokens).reshape(sizes.rows, sizes.tokens) % self._vocab_size
         past = zeros(self._graph, sizes.rows, sizes.past)
         try:
@@ -78,94 +78,98 @@ class Acceptance:
             return f"input: logits come out as {list(output.logits.shape)}"
         return None
 
-    def findings(self, *, one_token_steps: bool, declared: Sequence[str]) -> list[Finding]:
+    def findings(self, *, one_token_steps: bool, declared: Collection[GraphAxis | None]) -> list[Finding]:
         """What the graph does not take.
 
         Args:
             one_token_steps: steps with a past may be made for one token, because another graph takes the prompt.
-            declared: kinds of axes known to be baked; what follows from them is not said again.
+            declared: axes known to be baked; what follows from them is not said again.
         """
         chunk = (1,) if one_token_steps else (1, 2, 3, 7)
-        decode = self._star(Sizes(1, 1, 7), chunk, PASTS)
-        prefill = self._star(Sizes(1, 7, 0), TOKENS, (0,))
+        decode = self._star(RunSizes(1, 1, 7), chunk, PASTS)
+        prefill = self._star(RunSizes(1, 7, 0), TOKENS, (0,))
         if decode is None:
             if declared:  # and nobody knows what other sizes that leaves
                 return []
             return [self._nothing_runs() if prefill is None else self._no_past_runs()]
         findings = self._baked(decode, PASTS, chunk)
         if prefill is None:
-            past_baked = any("past" in kind for kind in declared) or "past" in findings
-            return [*findings.values()] if past_baked else [*findings.values(), self._zero_rejected()]
+            return (
+                [*findings.values()]
+                if "past" in {*declared, *findings}
+                else [*findings.values(), self._zero_rejected()]
+            )
         alone = self._baked(prefill, (0,), TOKENS)
-        longer = [Sizes(decode.rows, n, decode.past) for n in chunk if n > 1]
+        longer = [RunSizes(decode.rows, n, decode.past) for n in chunk if n > 1]
         if decode.tokens == 1 and "sequence" not in alone and not any(self.tries(sizes) for sizes in longer):
             self.one_token_steps = True
             findings.pop("sequence", None)
         # Only what the prefill shows besides.
         return [*{**alone, **findings}.values()]
 
-    def _star(self, base: Sizes, tokens: Sequence[int], pasts: Sequence[int]) -> Sizes | None:
+    def _star(self, base: RunSizes, tokens: Sequence[int], pasts: Sequence[int]) -> RunSizes | None:
         """A base that works, with every axis varied around it; None if no base does."""
-        candidates = [base, *(Sizes(r, t, p) for r in ROWS for t in tokens for p in pasts)]
+        candidates = [base, *(RunSizes(r, t, p) for r in ROWS for t in tokens for p in pasts)]
         found = next((sizes for sizes in candidates if self.tries(sizes)), None)
         found = found or next((sizes for sizes in self._hinted(base) if self.tries(sizes)), None)
         if found is not None:
             for rows in ROWS:
-                self.tries(Sizes(rows, found.tokens, found.past))
+                self.tries(RunSizes(rows, found.tokens, found.past))
             for n in tokens:
-                self.tries(Sizes(found.rows, n, found.past))
+                self.tries(RunSizes(found.rows, n, found.past))
             for past in pasts:
-                self.tries(Sizes(found.rows, found.tokens, past))
+                self.tries(RunSizes(found.rows, found.tokens, past))
         return found
 
-    def _hinted(self, base: Sizes) -> Iterator[Sizes]:
-        """Sizes of which the runtime's complaints speak: they name those that it wanted, among others."""
+    def _hinted(self, base: RunSizes) -> Iterator[RunSizes]:
+        """RunSizes of which the runtime's complaints speak: they name those that it wanted, among others."""
         said = " ".join(complaint or "" for complaint in self.accepted.complaints.values())
         numbers = {int(n) for n in re.findall(r"(?<![\w.])\d+(?![\w.])", _LINE.sub("", said))}
         hints = sorted(n for n in numbers if 0 < n <= _LARGEST_HINT)[:_MOST_HINTS]
         for rows in sorted({base.rows, *(n for n in hints if n not in ROWS)}):
             for tokens in sorted({base.tokens, *(hints if rows == base.rows else ()), *TOKENS}):
                 if not base.past:
-                    yield Sizes(rows, tokens, 0)
+                    yield RunSizes(rows, tokens, 0)
                     continue
                 # A baked total is past and new tokens together.
                 pasts = {*hints, *(n - tokens for n in hints if n > tokens), base.past}
-                yield from (Sizes(rows, tokens, past) for past in sorted(pasts))
+                yield from (RunSizes(rows, tokens, past) for past in sorted(pasts))
 
-    def _baked(self, base: Sizes, pasts: Sequence[int], tokens: Sequence[int]) -> dict[str, Finding]:
+    def _baked(self, base: RunSizes, pasts: Sequence[int], tokens: Sequence[int]) -> dict[GraphAxis, Finding]:
         """By axis: it takes the base's size and not all others."""
-        others = {
-            "batch": [Sizes(n, base.tokens, base.past) for n in ROWS if n != base.rows],
-            "sequence": [Sizes(base.rows, n, base.past) for n in tokens if n != base.tokens],
-            "past": [Sizes(base.rows, base.tokens, n) for n in pasts if n != base.past],
+        others: dict[GraphAxis, list[RunSizes]] = {
+            "batch": [RunSizes(n, base.tokens, base.past) for n in ROWS if n != base.rows],
+            "sequence": [RunSizes(base.rows, n, base.past) for n in tokens if n != base.tokens],
+            "past": [RunSizes(base.rows, base.tokens, n) for n in pasts if n != base.past],
         }
-        size = {"batch": base.rows, "sequence": base.tokens, "past": base.past}
-        findings = {}
-        for kind, tried in others.items():
+        size: dict[GraphAxis, int] = {"batch": base.rows, "sequence": base.tokens, "past": base.past}
+        findings: dict[GraphAxis, Finding] = {}
+        for axis, tried in others.items():
             failed = [sizes for sizes in tried if not self.tries(sizes)]
             if failed and not self._op_wants_one_row(failed):
-                findings[kind] = self._baked_finding(kind, size[kind], failed[0], base)
+                findings[axis] = self._baked_finding(axis, size[axis], failed[0], base)
         return findings
 
-    def _op_wants_one_row(self, failed: Sequence[Sizes]) -> bool:
+    def _op_wants_one_row(self, failed: Sequence[RunSizes]) -> bool:
         """GroupQueryAttention takes several tokens with a past for one row at a time: its contract, and not a fault."""
         return all("batch_size must be 1 when sequence_length > 1" in (self._complaint(s)) for s in failed)
 
-    def _complaint(self, sizes: Sizes) -> str:
+    def _complaint(self, sizes: RunSizes) -> str:
         return self.accepted.complaints.get(sizes) or ""
 
-    def _baked_finding(self, kind: str, size: int, failed: Sizes, base: Sizes) -> Finding:
+    def _baked_finding(self, axis: GraphAxis, size: int, failed: RunSizes, base: RunSizes) -> Finding:
         return Finding(
             id="dynamic-axis-baked",
-            where=f"{_place(self._complaint(failed))}, {kind} axis",
-            explain=f"The graph runs on {base} and not on {failed}: {_reason(self._complaint(failed))}. The {kind} size "
+            where=f"{_place(self._complaint(failed))}, {axis} axis",
+            axis=axis,
+            explain=f"The graph runs on {base} and not on {failed}: {_reason(self._complaint(failed))}. The {axis} size "
             f"{size} was fixed inside the graph when it was traced, whatever its inputs declare.",
             fix="Export again with that axis dynamic, from an example of sizes other than 0 and 1, which tracing takes "
             "for constants: `bento-kv repair FILE -o REPAIRED --reference SOURCE`.",
         )
 
     def _zero_rejected(self) -> Finding:
-        complaint = self._complaint(Sizes(1, 7, 0))
+        complaint = self._complaint(RunSizes(1, 7, 0))
         return Finding(
             id="zero-length-past-rejected",
             where=f"{_place(complaint)}, past of length 0",
@@ -176,7 +180,7 @@ class Acceptance:
         )
 
     def _no_past_runs(self) -> Finding:
-        complaint = self._complaint(Sizes(1, 1, 7))
+        complaint = self._complaint(RunSizes(1, 1, 7))
         axis = _CONCAT.search(complaint)
         # Along the time axis any length may be joined, so it is heads or head size that do not fit.
         id: ExportFaultId = "kv-shape-mismatch" if axis else "dynamic-axis-baked"
@@ -189,7 +193,7 @@ class Acceptance:
         )
 
     def _nothing_runs(self) -> Finding:
-        complaint = self._complaint(Sizes(1, 7, 0))
+        complaint = self._complaint(RunSizes(1, 7, 0))
         id: ExportFaultId = "kv-shape-mismatch" if _CONCAT.search(complaint) else "load-failed"
         if id == "load-failed" and _SHAPES.search(complaint):
             id = "dynamic-axis-baked"
