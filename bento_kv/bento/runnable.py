@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import bentoml
 from bentoml.legacy import Runnable
@@ -22,8 +22,8 @@ from bento_kv.engine.engine import Engine
 from bento_kv.engine.event_log import EventLog
 from bento_kv.engine.events import Recorder
 from bento_kv.engine.observer import Observer
-from bento_kv.engine.request import SamplingParams, StepOutput
-from bento_kv.engine.stream import open_stream
+from bento_kv.engine.request import RequestOptions, SamplingParams, StepOutput, Submission
+from bento_kv.engine.stream import TokenStream
 from bento_kv.errors import DecoderError
 from bento_kv.host import available_cpus, available_memory
 from bento_kv.runtime.golden import replay_golden
@@ -114,18 +114,28 @@ class OnnxDecoderRunnable(Runnable):
         """Token ids are below it."""
         return self.manifest.vocab_size
 
-    @Runnable.method
-    async def generate(
-        self, prompt: Prompt, params: SamplingParams | None = None, *, priority: int = 0, cache_salt: str | None = None
-    ) -> AsyncGenerator[StepOutput, None]:
-        """Answer token by token.
+    def submission(
+        self, prompt: Prompt, params: SamplingParams | None = None, **options: Unpack[RequestOptions]
+    ) -> Submission:
+        """What the engine is asked for.
 
         Args:
             prompt: a text (what a user says, if the model has a chat template), chat messages, or token ids.
             params: how to choose tokens; the model's own defaults unless given. The model's end-of-sequence ids end an
                 answer in any case that `stop_token_ids` names them, as the defaults do.
-            priority: lower is more urgent.
-            cache_salt: cached prefixes are shared with requests of the same salt only.
+            options: `priority`: lower is more urgent. `cache_salt`: cached prefixes are shared with requests of the same
+                salt only. `max_queue_time`, `max_time`: seconds to the first step, and to the end of the answer.
+
+        Raises:
+            RequestError: the prompt cannot be encoded.
+        """
+        return Submission.of(self.tokenizer.encode_prompt(prompt), params or self.defaults, **options)
+
+    @Runnable.method
+    async def generate(
+        self, prompt: Prompt, params: SamplingParams | None = None, **options: Unpack[RequestOptions]
+    ) -> AsyncGenerator[StepOutput, None]:
+        """Answer token by token; arguments as `submission`.
 
         Yields:
             Events; the last has a finish reason.
@@ -133,14 +143,12 @@ class OnnxDecoderRunnable(Runnable):
         Raises:
             RequestError, QueueFullError, EngineClosedError: the request is not accepted.
         """
-        ids = self.tokenizer.encode_prompt(prompt)
-        asked = params or self.defaults
-        async with open_stream(self.engine, ids, asked, priority=priority, cache_salt=cache_salt) as stream:
+        async with TokenStream(self.engine, self.submission(prompt, params, **options)) as stream:
             async for output in stream:
                 yield output
 
     async def stream_text(
-        self, prompt: Prompt, params: SamplingParams | None = None, *, priority: int = 0, cache_salt: str | None = None
+        self, prompt: Prompt, params: SamplingParams | None = None, **options: Unpack[RequestOptions]
     ) -> AsyncGenerator[str, None]:
         """The answer's text, piece by piece; arguments and errors as `generate`.
 
@@ -149,8 +157,7 @@ class OnnxDecoderRunnable(Runnable):
             OutOfTimeError: it was not begun in the time that it has.
             EngineClosedError: the engine shut down before its end.
         """
-        answer = self.generate(prompt, params, priority=priority, cache_salt=cache_salt)
-        async with contextlib.aclosing(answer) as outputs:
+        async with contextlib.aclosing(self.generate(prompt, params, **options)) as outputs:
             async for output in outputs:
                 if output.text:
                     yield output.text
@@ -159,11 +166,10 @@ class OnnxDecoderRunnable(Runnable):
 
     @Runnable.method
     async def complete(
-        self, prompt: Prompt, params: SamplingParams | None = None, *, priority: int = 0, cache_salt: str | None = None
+        self, prompt: Prompt, params: SamplingParams | None = None, **options: Unpack[RequestOptions]
     ) -> str:
         """The whole answer as text; arguments and errors as `stream_text`."""
-        pieces = self.stream_text(prompt, params, priority=priority, cache_salt=cache_salt)
-        return "".join([text async for text in pieces])
+        return "".join([text async for text in self.stream_text(prompt, params, **options)])
 
     def close(self, *, timeout: float | None = None) -> None:
         """Refuse new requests, let the accepted ones finish for `timeout` seconds, stop the engine."""

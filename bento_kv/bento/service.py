@@ -21,6 +21,7 @@ from pydantic import ConfigDict
 from bento_kv.bento.arguments import read_arguments
 from bento_kv.bento.runnable import OnnxDecoderRunnable
 from bento_kv.bento.store import VerifiedDecoder
+from bento_kv.engine.request import RequestOptions
 from bento_kv.errors import BentoKVError
 from bento_kv.server.app import RequireApiKey, openai_app
 from bento_kv.server.metrics import EngineMetrics
@@ -43,6 +44,8 @@ class NativeRequest(bentoml.IODescriptor):
     seed: int | None = _as_in_openais("seed")
     priority: int | None = _as_in_openais("priority")
     cache_salt: str | None = _as_in_openais("cache_salt")
+    max_time: float | None = _as_in_openais("max_time")
+    max_queue_time: float | None = _as_in_openais("max_queue_time")
 
 
 config, engine_config = read_arguments()
@@ -87,7 +90,7 @@ class LanguageModel:
     async def generate(self, prompt: str, **asked: Any) -> AsyncGenerator[str, None]:
         """Answer a prompt, as a stream of text."""
         given = {name: value for name, value in asked.items() if value is not None}
-        options = {name: given.pop(name) for name in ("priority", "cache_salt") if name in given}
+        options = {name: given.pop(name) for name in RequestOptions.__annotations__ if name in given}
         params = replace(self.runnable.defaults, **given)
         begun = False
         try:

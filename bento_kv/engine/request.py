@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextvars
+import uuid
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from dataclasses import dataclass, field, fields
+from typing import Literal, Protocol, TypedDict, Unpack
 
 from bento_kv.engine.deadlines import Deadlines, Timeout
 from bento_kv.engine.settings import Bounds, setting
@@ -116,27 +117,65 @@ class StepOutput:
         )
 
 
+class RequestOptions(TypedDict, total=False):
+    """What a request may say besides its prompt and how to answer it: fields of `Submission` and of its `Deadlines`."""
+
+    priority: int
+    cache_salt: str | None
+    max_time: float | None
+    max_queue_time: float | None
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Request:
-    """One sequence to continue.
+class Submission:
+    """One sequence to continue: what HTTP, `/generate` and Python alike make of what they are asked.
 
     Attributes:
-        id: unique among the requests alive.
         prompt_ids: at least one token id.
-        params: how to choose tokens.
-        emit: called from the engine thread with every event, in order; it must not block or raise.
-        priority: lower is more urgent, as in vLLM; among equals the first comes first.
-        cache_salt: requests share cached prefixes only with those of the same salt, as in vLLM: who does not know it cannot
-            find out by the clock what was asked before.
+        params: how to choose tokens and when to stop.
         deadlines: how long it may wait and take; the engine's own where unset.
+        id: unique among the requests alive; made up unless given.
+    """
+
+    prompt_ids: tuple[int, ...]
+    params: SamplingParams
+    deadlines: Deadlines = field(default_factory=Deadlines)
+    priority: int = setting(0, "lower is more urgent, as in vLLM; among equals the first comes first")
+    cache_salt: str | None = setting(
+        None,
+        "requests share cached prefixes only with those of the same salt, as in vLLM: who does not know it cannot find out "
+        "by the clock what was asked before",
+    )
+    id: str = field(default_factory=lambda: uuid.uuid4().hex)
+
+    @classmethod
+    def of(cls, prompt_ids: Sequence[int], params: SamplingParams, **options: Unpack[RequestOptions]) -> Submission:
+        """What options with users' names ask for."""
+        return Submission(
+            prompt_ids=tuple(prompt_ids),
+            params=params,
+            deadlines=Deadlines(max_queue_time=options.get("max_queue_time"), max_time=options.get("max_time")),
+            priority=options.get("priority", 0),
+            cache_salt=options.get("cache_salt"),
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Request(Submission):
+    """A submission, and where its events go.
+
+    Attributes:
+        emit: called from the engine thread with every event, in order; it must not block or raise.
         context: where it was submitted, for those who record events; None if nobody cares.
     """
 
-    id: str
-    prompt_ids: tuple[int, ...]
-    params: SamplingParams
     emit: Callable[[StepOutput], None]
-    priority: int = 0
-    cache_salt: str | None = None
-    deadlines: Deadlines = field(default_factory=Deadlines)
     context: contextvars.Context | None = None
+
+    @classmethod
+    def from_submission(
+        cls, submission: Submission, emit: Callable[[StepOutput], None], context: contextvars.Context
+    ) -> Request:
+        """The submission as it is, with events that go to `emit`."""
+        asked = {each.name: getattr(submission, each.name) for each in fields(Submission)}
+        return cls(**asked, emit=emit, context=context)

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import uuid
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import replace
 from types import TracebackType
 from typing import Self
 
-from bento_kv.engine.deadlines import Deadlines
 from bento_kv.engine.engine import Engine
-from bento_kv.engine.request import Request, SamplingParams, StepOutput
+from bento_kv.engine.request import Request, StepOutput, Submission
 
 
 class TokenStream:
-    """One request's events, in order; the last one has a `finish_reason`, and then the iteration stops.
+    """A submission's events, in order; the last one has a `finish_reason`, and then the iteration stops.
+
+        async with TokenStream(engine, submission) as stream:
+            async for output in stream: ...
 
     Entering the context submits the request, leaving it aborts the request unless it has finished, so a client that goes
     away, an exception and a cancellation all free the slot.
@@ -26,28 +26,10 @@ class TokenStream:
         RequestError, ContextLengthError, QueueFullError, EngineClosedError: as `Engine.submit`.
     """
 
-    def __init__(
-        self,
-        engine: Engine,
-        prompt_ids: Sequence[int],
-        params: SamplingParams,
-        request_id: str,
-        *,
-        deadlines: Deadlines,
-        priority: int = 0,
-        cache_salt: str | None = None,
-    ) -> None:
-        self.request_id = request_id
+    def __init__(self, engine: Engine, submission: Submission) -> None:
+        self.request_id = submission.id
         self._engine = engine
-        self._request = Request(
-            id=request_id,
-            prompt_ids=tuple(prompt_ids),
-            params=params,
-            emit=self._emit,
-            deadlines=deadlines,
-            priority=priority,
-            cache_salt=cache_salt,
-        )
+        self._submission = submission
         self._events: asyncio.Queue[StepOutput] = asyncio.Queue()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._finished = False
@@ -80,7 +62,7 @@ class TokenStream:
         if self._loop is not None:
             raise RuntimeError("a token stream can be entered once")
         self._loop = asyncio.get_running_loop()
-        return replace(self._request, context=contextvars.copy_context())
+        return Request.from_submission(self._submission, self._emit, contextvars.copy_context())
 
     def _emit(self, output: StepOutput) -> None:
         """Hand an event over; runs on the engine thread."""
@@ -99,35 +81,3 @@ async def entered(engine: Engine, streams: Sequence[TokenStream]) -> AsyncIterat
         for stream in streams:
             stack.push_async_exit(stream)
         yield streams
-
-
-def open_stream(
-    engine: Engine,
-    prompt_ids: Sequence[int],
-    params: SamplingParams,
-    request_id: str | None = None,
-    *,
-    deadlines: Deadlines | None = None,
-    priority: int = 0,
-    cache_salt: str | None = None,
-) -> TokenStream:
-    """A stream to be entered: `async with open_stream(...) as stream: async for output in stream: ...`.
-
-    Args:
-        engine: who serves it.
-        prompt_ids: at least one token id.
-        params: how to choose tokens and when to stop.
-        request_id: unique among the requests alive; made up unless given.
-        deadlines: how long it may wait and take; the engine's own unless given.
-        priority, cache_salt: see `Request`.
-    """
-    name = request_id if request_id is not None else uuid.uuid4().hex
-    return TokenStream(
-        engine,
-        prompt_ids,
-        params,
-        name,
-        deadlines=deadlines or Deadlines(),
-        priority=priority,
-        cache_salt=cache_salt,
-    )

@@ -30,7 +30,7 @@ from pydantic import (
 from pydantic_core import PydanticCustomError
 
 from bento_kv.engine.deadlines import Deadlines
-from bento_kv.engine.request import SamplingParams
+from bento_kv.engine.request import SamplingParams, Submission
 from bento_kv.errors import RequestError
 from bento_kv.server.fields import (
     TOKEN_ID_LIMIT,
@@ -183,11 +183,8 @@ class GenerationRequest(Body):
     n: int | None = Field(None, ge=1, le=MAX_CHOICES, description=f"an integer between 1 and {MAX_CHOICES}")
     stream: bool | None = Field(None, description="true or false")
     stream_options: StreamOptions | None = Field(None, description="an object")
-    priority: int | None = Field(
-        None,
-        ge=-MAX_PRIORITY,
-        le=MAX_PRIORITY,
-        description=f"an integer between {-MAX_PRIORITY} and {MAX_PRIORITY}; lower is more urgent",
+    priority: int | None = engine_field(
+        Submission, "priority", ge=-MAX_PRIORITY, le=MAX_PRIORITY, note="lower is more urgent"
     )
     cache_salt: str | None = Field(None, min_length=1, max_length=256, description="a string of 1 to 256 characters")
 

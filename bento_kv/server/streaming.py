@@ -9,8 +9,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from bento_kv.engine.request import StepOutput
-from bento_kv.engine.stream import TokenStream, entered, open_stream
+from bento_kv.engine.request import StepOutput, Submission
+from bento_kv.engine.stream import TokenStream, entered
 from bento_kv.errors import RequestError
 from bento_kv.server import jsontext
 from bento_kv.server.backend import Backend
@@ -90,7 +90,8 @@ async def answer(
         DecoderError, OutOfTimeError, EngineClosedError: there is no answer, or none to its end.
     """
     envelope = Envelope.of(request, backend, exchange.id)
-    streams = _streams(backend, request, prompts, envelope.id)
+    submissions = _submissions(backend, request, prompts, envelope.id)
+    streams = [TokenStream(backend.engine, submission) for submission in submissions]
     choices = _choices(backend, request, prompts)
     usage = Usage(prompts)
     try:
@@ -137,13 +138,13 @@ async def _send_stream(
     await exchange.end_events()
 
 
-def _streams(
+def _submissions(
     backend: Backend,
     request: ChatRequest | CompletionRequest,
     prompts: Sequence[EncodedPrompt],
     answer_id: str,
-) -> list[TokenStream]:
-    """A stream for each choice, prompt by prompt."""
+) -> list[Submission]:
+    """One for each choice, prompt by prompt."""
     params = [sampling_params(request, backend.defaults, choice=number) for number in range(request.choices)]
     pairs = [(prompt, choice) for prompt in prompts for choice in params]
     if len(pairs) > backend.engine.places:
@@ -153,14 +154,13 @@ def _streams(
             param="n" if len(params) > 1 else "prompt",
         )
     return [
-        open_stream(
-            backend.engine,
-            prompt.ids,
-            choice,
-            f"{answer_id}-{index}",
+        Submission(
+            prompt_ids=tuple(prompt.ids),
+            params=choice,
             deadlines=request.deadlines,
             priority=request.priority or 0,
             cache_salt=request.cache_salt,
+            id=f"{answer_id}-{index}",
         )
         for index, (prompt, choice) in enumerate(pairs)
     ]

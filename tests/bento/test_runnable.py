@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
+import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,8 +16,18 @@ from transformers import AutoModelForCausalLM
 
 from bento_kv import EngineConfig, OnnxDecoderRunnable
 from bento_kv.contract.manifest import Manifest
+from bento_kv.contract.plan import StepPlan
+from bento_kv.engine.deadlines import Deadlines
 from bento_kv.engine.request import Request, SamplingParams, StepOutput
-from bento_kv.errors import ContextLengthError, DecoderError, EngineClosedError, ManifestError
+from bento_kv.errors import (
+    ContextLengthError,
+    DecoderError,
+    EngineClosedError,
+    ManifestError,
+    OutOfTimeError,
+    RequestError,
+)
+from bento_kv.runtime.decoder import OnnxDecoder
 from bento_kv.runtime.open import open_decoder
 from bento_kv.text.defaults import read_defaults
 
@@ -80,6 +93,47 @@ def test_the_kv_cache_is_as_large_as_there_is_memory_for(tiny_decoder: Path, mon
     monkeypatch.setattr("bento_kv.bento.runnable.available_memory", lambda: token_bytes)
     with pytest.raises(DecoderError, match="no room for a KV cache"):
         runnable()
+
+
+def test_deadlines_hold_in_python_as_over_http(tiny_decoder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    step = OnnxDecoder.step
+
+    def slow_step(decoder: OnnxDecoder, plan: StepPlan) -> Any:
+        time.sleep(0.02)
+        return step(decoder, plan)
+
+    monkeypatch.setattr(OnnxDecoder, "step", slow_step)
+    runnable = OnnxDecoderRunnable(tiny_decoder, EngineConfig(slots=1, max_seconds=60))
+    endless = replace(runnable.defaults, stop_token_ids=frozenset())
+
+    async def cut() -> StepOutput:
+        outputs = [output async for output in runnable.generate([1, 2], endless, max_time=1)]
+        assert sum(len(output.token_ids) for output in outputs) >= 1
+        return outputs[-1]
+
+    async def wait_in_vain() -> None:
+        async with contextlib.aclosing(runnable.generate([1, 2], endless)) as taking:
+            await anext(taking)
+            await runnable.complete([3], max_queue_time=1e-3)
+
+    last = asyncio.run(cut())
+    assert (last.finish_reason, last.timeout) == ("length", "total")
+    with pytest.raises(OutOfTimeError, match="waited for a free slot") as caught:
+        asyncio.run(wait_in_vain())
+    assert caught.value.code == "queue_timeout"
+    with pytest.raises(RequestError, match="at most 60 seconds"):
+        asyncio.run(runnable.complete([1], max_time=61))
+    runnable.close()
+
+
+def test_a_submission_is_what_was_asked_for(tiny_decoder: Path) -> None:
+    runnable = OnnxDecoderRunnable(tiny_decoder, EngineConfig(slots=1))
+    params = replace(runnable.defaults, max_tokens=3)
+    asked = runnable.submission([1, 2], params, priority=-1, cache_salt="mine", max_time=5.0)
+    assert (asked.prompt_ids, asked.params, asked.priority, asked.cache_salt) == ((1, 2), params, -1, "mine")
+    assert asked.deadlines == Deadlines(max_time=5.0)
+    assert runnable.submission([1]).id != runnable.submission([1]).id
+    runnable.close()
 
 
 def test_after_close_requests_are_refused(tiny_decoder: Path) -> None:

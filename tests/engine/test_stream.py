@@ -13,8 +13,8 @@ import pytest
 from bento_kv.contract.plan import StepPlan
 from bento_kv.engine.config import EngineConfig
 from bento_kv.engine.engine import Engine
-from bento_kv.engine.request import SamplingParams, StepOutput
-from bento_kv.engine.stream import TokenStream, entered, open_stream
+from bento_kv.engine.request import SamplingParams, StepOutput, Submission
+from bento_kv.engine.stream import TokenStream, entered
 from bento_kv.errors import EngineClosedError, QueueFullError, RequestError
 from tests.engine.fakes import Client, FakeDecoder, always, client, letters, to_ids
 
@@ -80,8 +80,13 @@ class Waiter:
         assert self.ended.wait(PATIENCE)
 
 
+def stream_of(engine: Engine, params: SamplingParams, request_id: str | None = None) -> TokenStream:
+    named = {} if request_id is None else {"id": request_id}
+    return TokenStream(engine, Submission(prompt_ids=PROMPT, params=params, **named))
+
+
 async def read(engine: Engine, params: SamplingParams = GREEDY, request_id: str | None = None) -> list[StepOutput]:
-    async with asyncio.timeout(PATIENCE), open_stream(engine, PROMPT, params, request_id) as stream:
+    async with asyncio.timeout(PATIENCE), stream_of(engine, params, request_id) as stream:
         return [output async for output in stream]
 
 
@@ -109,7 +114,7 @@ def test_many_streams_at_once() -> None:
 
 def test_a_client_that_leaves_early_frees_its_slot() -> None:
     async def main(engine: Engine) -> None:
-        async with open_stream(engine, PROMPT, ENDLESS) as stream:
+        async with stream_of(engine, ENDLESS) as stream:
             async for _ in stream:
                 break
         await idle(engine)
@@ -124,7 +129,7 @@ def test_a_cancelled_reader_frees_its_slot() -> None:
         entered = asyncio.Event()
 
         async def reader() -> None:
-            async with open_stream(engine, PROMPT, ENDLESS) as stream:
+            async with stream_of(engine, ENDLESS) as stream:
                 async for _ in stream:
                     entered.set()
 
@@ -142,7 +147,7 @@ def test_a_cancelled_reader_frees_its_slot() -> None:
 
 def test_a_stream_after_its_end_stays_ended() -> None:
     async def main(engine: Engine) -> None:
-        async with open_stream(engine, PROMPT, GREEDY) as stream:
+        async with stream_of(engine, GREEDY) as stream:
             assert len([output async for output in stream]) == 5
             assert [output async for output in stream] == []
 
@@ -152,7 +157,7 @@ def test_a_stream_after_its_end_stays_ended() -> None:
 
 def test_a_stream_is_entered_once_and_read_inside() -> None:
     async def main(engine: Engine) -> None:
-        stream = open_stream(engine, PROMPT, GREEDY)
+        stream = stream_of(engine, GREEDY)
         assert isinstance(stream, TokenStream)
         with pytest.raises(RuntimeError, match="inside"):
             await anext(stream)
@@ -168,7 +173,7 @@ def test_errors_of_submission_raise_on_entering() -> None:
     async def main(engine: Engine) -> None:
         with pytest.raises(RequestError, match="top_p"):
             await read(engine, SamplingParams(top_p=0))
-        async with open_stream(engine, PROMPT, ENDLESS, "same"):
+        async with stream_of(engine, ENDLESS, "same"):
             with pytest.raises(RequestError, match="'same'"):
                 await read(engine, request_id="same")
             with pytest.raises(QueueFullError):
@@ -182,13 +187,13 @@ def test_errors_of_submission_raise_on_entering() -> None:
 
 def test_streams_are_entered_together_or_not_at_all() -> None:
     async def main(engine: Engine) -> None:
-        async with open_stream(engine, PROMPT, ENDLESS):
+        async with stream_of(engine, ENDLESS):
             with pytest.raises(QueueFullError):
-                async with entered(engine, [open_stream(engine, PROMPT, ENDLESS) for _ in range(3)]):
+                async with entered(engine, [stream_of(engine, ENDLESS) for _ in range(3)]):
                     pass
             assert engine.stats().running + engine.stats().waiting == 1
         await idle(engine)
-        async with entered(engine, [open_stream(engine, PROMPT, ENDLESS) for _ in range(3)]) as streams:
+        async with entered(engine, [stream_of(engine, ENDLESS) for _ in range(3)]) as streams:
             async with asyncio.timeout(PATIENCE):
                 await anext(streams[0])
         await idle(engine)
@@ -201,7 +206,7 @@ def test_a_closed_loop_does_not_break_the_engine() -> None:
     gate = Gate()
     with running(FakeDecoder(logits=always("abc"), before_step=gate)) as engine:
         loop = asyncio.new_event_loop()
-        loop.run_until_complete(open_stream(engine, PROMPT, ENDLESS).__aenter__())
+        loop.run_until_complete(stream_of(engine, ENDLESS).__aenter__())
         gate.wait()
         loop.close()
         gate.let_all()
