@@ -9,11 +9,13 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import click
 
 from bento_kv import __version__
+from bento_kv.engine.config import EngineConfig
+from bento_kv.engine.settings import Setting, named
 from bento_kv.errors import BentoKVError, IntegrityError, VerificationError, first_line
 from bento_kv.source import hide_progress_bars
 
@@ -71,10 +73,32 @@ def as_json_option(function: Callable[..., Any]) -> Callable[..., Any]:
     return click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")(function)
 
 
-def threads_option(function: Callable[..., Any]) -> Callable[..., Any]:
-    """`--threads`."""
-    text = "Of the model; as many as there are CPUs unless set."
-    return click.option("--threads", type=click.IntRange(min=1), help=text)(function)
+def engine_option(record: type, name: str, *, default: Any = None) -> Callable[..., Any]:
+    """An option for a setting of the engine, with its range and its words."""
+    each = named(record, name)
+    return click.option(
+        f"--{name.replace('_', '-')}",
+        type=_option_type(each),
+        default=default,
+        show_default=default is not None,
+        help=f"{each.words[0].upper()}{each.words[1:]}.",
+    )
+
+
+def _option_type(each: Setting) -> Any:
+    if each.choices:
+        return click.Choice(each.choices)
+    whole = int in (each.type, *get_args(each.type))
+    if each.bounds is None:
+        return click.INT if whole else click.FLOAT
+    ends = each.bounds.given
+    least, most = ends.get("gt", ends.get("ge")), ends.get("le")
+    if whole:
+        return click.IntRange(None if least is None else int(least), None if most is None else int(most))
+    return click.FloatRange(least, most, min_open="gt" in ends)
+
+
+threads_option = engine_option(EngineConfig, "threads")
 
 
 def write_page(path: Path, page: str) -> None:

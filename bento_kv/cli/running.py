@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from bento_kv.cli.group import as_json_option, main, progress, threads_option
+from bento_kv.cli.group import as_json_option, engine_option, main, progress, threads_option
+from bento_kv.engine.config import EngineConfig
+from bento_kv.engine.request import SamplingParams
 from bento_kv.errors import DecoderError
 
 if TYPE_CHECKING:
@@ -20,9 +22,9 @@ if TYPE_CHECKING:
 @main.command()
 @click.argument("target")
 @click.argument("prompt")
-@click.option("--max-tokens", type=click.IntRange(min=1), help="To the end of the context unless set.")
-@click.option("--temperature", type=click.FloatRange(0, 2), help="0 is greedy; the model's default unless set.")
-@click.option("--seed", type=int, help="Same seed, same answer.")
+@engine_option(SamplingParams, "max_tokens")
+@engine_option(SamplingParams, "temperature")
+@engine_option(SamplingParams, "seed")
 @threads_option
 @as_json_option
 def generate(target: str, prompt: str, threads: int | None, as_json: bool, **options: Any) -> None:
@@ -36,7 +38,6 @@ async def _generate(target: str, prompt: str, threads: int | None, as_json: bool
     from dataclasses import replace
 
     from bento_kv.bento.runnable import OnnxDecoderRunnable
-    from bento_kv.engine.config import EngineConfig
 
     runnable = OnnxDecoderRunnable(target, EngineConfig(slots=1, threads=threads))
     text, tokens, reason = "", 0, None
@@ -69,7 +70,7 @@ def _batches(_: click.Context, __: click.Parameter, text: str) -> list[int]:
 @click.option("--batch", "batches", default="1,2,4,8,16", show_default=True, callback=_batches, help="Numbers of rows.")
 @click.option("--prompt", type=click.IntRange(min=1), default=256, show_default=True, help="Tokens of each prompt.")
 @threads_option
-@click.option("--exact", type=click.Choice(["batch", "full"]), default="batch", show_default=True)
+@engine_option(EngineConfig, "exact", default="batch")
 @as_json_option
 def bench(target: str, batches: list[int], prompt: int, threads: int | None, exact: Exactness, as_json: bool) -> None:
     """Time the steps of TARGET, a decoder directory or a model store tag: medians of prefill and decode."""

@@ -29,7 +29,9 @@ class SamplingParams:
     max_tokens: int | None = setting(
         None, "tokens to generate at most; to the end of the context unless set", bounds=Bounds(ge=1)
     )
-    temperature: float = setting(1.0, "of the sampling; 0 is greedy", bounds=Bounds(ge=0))
+    temperature: float = setting(
+        1.0, "what logits are divided by before a token is drawn; 0 is greedy", bounds=Bounds(ge=0)
+    )
     top_k: int = setting(0, "keep the k likeliest tokens; 0 keeps all", bounds=Bounds(ge=0))
     top_p: float = setting(
         1.0, "keep the smallest set of likeliest tokens whose probability reaches this", bounds=Bounds(gt=0, le=1)

@@ -125,6 +125,15 @@ def settings(record: type) -> tuple[Setting, ...]:
     )
 
 
+def named(record: type, name: str) -> Setting:
+    """The setting of that name.
+
+    Raises:
+        KeyError: the record has none.
+    """
+    return {each.name: each for each in settings(record)}[name]
+
+
 def out_of_range(record: object) -> Iterator[tuple[str, str]]:
     """The name of each field whose value is out of range, and a sentence that says what it must be."""
     for each in settings(type(record)):  # type: ignore[arg-type] # mypy sees the hash of the instance

@@ -10,7 +10,7 @@ from typing import Any, get_args
 
 from pydantic import Field
 
-from bento_kv.engine.settings import Bounds, expectation, settings
+from bento_kv.engine.settings import Bounds, expectation, named
 from bento_kv.errors import RequestError
 from bento_kv.server.jsontext import shorten
 
@@ -33,7 +33,7 @@ def engine_field(record: type, name: str, *, note: str = "", lt: int | None = No
         lt: what no machine could compute with begins here; not worth words.
         ends: of the range, `gt`, `ge` or `le`, where the API's is not the engine's.
     """
-    setting = next(each for each in settings(record) if each.name == name)
+    setting = named(record, name)
     own = setting.bounds.given if setting.bounds is not None else {}
     if "ge" in ends:
         own.pop("gt", None)

@@ -9,7 +9,7 @@ import pytest
 from bento_kv.engine.config import EngineConfig
 from bento_kv.engine.deadlines import Deadlines
 from bento_kv.engine.request import SamplingParams
-from bento_kv.engine.settings import Bounds, Setting, expectation, settings
+from bento_kv.engine.settings import Bounds, Setting, expectation, named, settings
 
 
 @pytest.mark.parametrize(
@@ -39,7 +39,7 @@ def test_every_field_has_words_and_a_default_in_range(record: type) -> None:
 
 
 def test_a_choice_is_listed() -> None:
-    exact = next(field for field in settings(EngineConfig) if field.name == "exact")
+    exact = named(EngineConfig, "exact")
     assert exact.choices == ("batch", "full")
     assert exact.expected == "'batch' or 'full'"
     assert not exact.admits("half")
