@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from bento_kv.server import metric_table as table
+from bento_kv.server.metric_table import Metric
 from bento_kv.top.scrape import Scrape, State
 
 
@@ -58,48 +60,48 @@ def frame(server: str, before: Scrape, now: Scrape) -> Frame:
     """The view that two looks give. A counter that went down, as by a restart, counts from zero."""
     seconds = max(now.at - before.at, 1e-9)
 
-    def gained(name: str, **labels: str) -> float:
-        new, old = now.value(name, **labels), before.value(name, **labels)
+    def gained(metric: Metric, **labels: str) -> float:
+        new, old = now.value(metric, **labels), before.value(metric, **labels)
         return new - old if new >= old else new
 
-    ended = {labels[0][1]: int(value) for labels, value in now.labelled("request_success_total").items()}
-    timeouts = {labels[0][1]: int(value) for labels, value in now.labelled("request_timeouts_total").items()}
-    queries = gained("prefix_cache_query_tokens_total")
-    proof = dict(next(iter(now.labelled("verification_info")), ()))
+    ended = {labels[0][1]: int(value) for labels, value in now.labelled(table.FINISHED).items()}
+    timeouts = {labels[0][1]: int(value) for labels, value in now.labelled(table.TIMEOUTS).items()}
+    queries = gained(table.CACHE_QUERIES)
+    proof = dict(next(iter(now.labelled(table.VERIFICATION)), ()))
     return Frame(
         server=server,
         state=now.state,
         manifest=proof.get("manifest", ""),
         proven=proof.get("passed") == "true",
-        slots=int(now.value("num_slots")),
-        running=int(now.value("num_requests_running")),
-        waiting=int(now.value("num_requests_waiting")),
-        cache_used=int(now.value("kv_cache_used_tokens")),
-        cache_total=int(now.value("kv_cache_total_tokens")),
-        prompt_rate=gained("prompt_tokens_total") / seconds,
-        generation_rate=gained("generation_tokens_total") / seconds,
-        request_rate=sum(gained("request_success_total", finished_reason=reason) for reason in ended) / seconds,
-        prefix_hit_ratio=gained("prefix_cache_hit_tokens_total") / queries if queries else None,
-        first_token=_quantiles("time_to_first_token_seconds", before, now),
-        next_token=_quantiles("inter_token_latency_seconds", before, now),
-        queue=_quantiles("request_queue_time_seconds", before, now),
-        whole=_quantiles("e2e_request_latency_seconds", before, now),
+        slots=int(now.value(table.SLOTS)),
+        running=int(now.value(table.RUNNING)),
+        waiting=int(now.value(table.WAITING)),
+        cache_used=int(now.value(table.KV_USED)),
+        cache_total=int(now.value(table.KV_TOTAL)),
+        prompt_rate=gained(table.PROMPT_TOKENS) / seconds,
+        generation_rate=gained(table.GENERATION_TOKENS) / seconds,
+        request_rate=sum(gained(table.FINISHED, finished_reason=reason) for reason in ended) / seconds,
+        prefix_hit_ratio=gained(table.CACHE_HITS) / queries if queries else None,
+        first_token=_quantiles(table.FIRST_TOKEN, before, now),
+        next_token=_quantiles(table.NEXT_TOKEN, before, now),
+        queue=_quantiles(table.QUEUE, before, now),
+        whole=_quantiles(table.E2E, before, now),
         ended=ended,
         timeouts=timeouts,
     )
 
 
-def _quantiles(name: str, before: Scrape, now: Scrape) -> Quantiles:
-    new, old = _buckets(name, now), _buckets(name, before)
+def _quantiles(metric: Metric, before: Scrape, now: Scrape) -> Quantiles:
+    new, old = _buckets(metric, now), _buckets(metric, before)
     recent = {bound: count - old.get(bound, 0.0) for bound, count in new.items()}
     if recent and recent[math.inf] <= 0:
         recent = new
     return Quantiles(p50=quantile(recent, 0.5), p95=quantile(recent, 0.95))
 
 
-def _buckets(name: str, scrape: Scrape) -> dict[float, float]:
+def _buckets(metric: Metric, scrape: Scrape) -> dict[float, float]:
     """Cumulative counts by upper bound, in order."""
-    counts = {float(dict(labels)["le"]): value for labels, value in scrape.labelled(f"{name}_bucket").items()}
+    counts = {float(dict(labels)["le"]): value for labels, value in scrape.labelled(metric).items()}
     return dict(sorted(counts.items()))
 
 

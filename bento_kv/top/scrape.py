@@ -12,8 +12,8 @@ from typing import Literal
 from prometheus_client.parser import text_string_to_metric_families
 
 from bento_kv.errors import MetricsError
+from bento_kv.server.metric_table import PREFIX, Metric
 
-PREFIX = "bento_kv_"
 TIMEOUT = 5.0  # seconds; a server that takes longer to say how it is cannot be watched
 
 Labels = tuple[tuple[str, str], ...]
@@ -34,12 +34,13 @@ class Scrape:
     state: State
     samples: Mapping[tuple[str, Labels], float]
 
-    def value(self, name: str, **labels: str) -> float:
+    def value(self, metric: Metric, **labels: str) -> float:
         """0 where there is no such sample."""
-        return self.samples.get((name, tuple(sorted(labels.items()))), 0.0)
+        return self.samples.get((metric.name, tuple(sorted(labels.items()))), 0.0)
 
-    def labelled(self, name: str) -> dict[Labels, float]:
-        """All samples of a name by their labels."""
+    def labelled(self, metric: Metric) -> dict[Labels, float]:
+        """All samples of a metric by their labels; of a histogram its buckets."""
+        name = f"{metric.name}_bucket" if metric.kind == "histogram" else metric.name
         return {labels: value for (own, labels), value in self.samples.items() if own == name}
 
 
