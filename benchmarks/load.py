@@ -32,13 +32,13 @@ from benchmarks.loading.peers import NAMES, cannot_serve, serving_peer
 from benchmarks.loading.report import differences, summary
 from benchmarks.loading.server import ROOT, Server, serving
 from benchmarks.loading.work import FIRST_PLAIN_ID, LLAMAS, Ask, mixed, plain, poisson, random_llama
+from benchmarks.results import FOLDER
 from bento_kv import demo
 from bento_kv.contract.manifest import versions_of
 from bento_kv.host import processor
 from bento_kv.text.tokenizer import Tokenizer
 
 HOME = ROOT / "build" / "load"
-RESULTS = ROOT / "benchmarks" / "results"
 CONTEXT = 2048  # positions of a slot, if the model has as many
 FREE_WITHIN = 2.0  # seconds after the last client is gone
 
@@ -309,7 +309,8 @@ def main() -> None:
         **outcome,
     }
     label = f"-{options.label}" if options.label else ""
-    path = RESULTS / f"{datetime.now(UTC):%Y-%m-%d}-load-{options.mode}{label}.json"
+    FOLDER.mkdir(parents=True, exist_ok=True)
+    path = FOLDER / f"{datetime.now(UTC):%Y-%m-%d}-load-{options.mode}{label}.json"
     path.write_text(json.dumps(record, indent=1) + "\n")
     shown = {name: value for name, value in outcome.items() if name != "memory_over_time_mib"}
     print(json.dumps(shown, indent=1))

@@ -1,8 +1,9 @@
 """Tables of a run, and a plot.
 
-    python -m benchmarks.report FILE [--plot FILE.svg]
+    python -m benchmarks.report FILE [--plot FILE.svg] [--keep]
 
-Prints markdown: every engine's speed beside the limit that memory sets, then ours over theirs.
+Prints markdown: every engine's speed beside the limit that memory sets, then ours over theirs. `--keep` puts a small table
+and the plot into benchmarks/results, for the README.
 """
 
 from __future__ import annotations
@@ -152,13 +153,15 @@ def main() -> int:
     )
     parser.add_argument("file", type=Path, help="a result of python -m benchmarks")
     parser.add_argument("--plot", type=Path, help="where to; beside the result unless set")
+    parser.add_argument("--keep", action="store_true", help="also write the table and the plot to benchmarks/results")
     options = parser.parse_args()
     if not options.file.is_file():
         print(f"{options.file} is not a file; python -m benchmarks writes one", file=sys.stderr)
         return 2
     record = Record.read(options.file)
     print(report(record))
-    print(plotted(record, options.plot or options.file.with_suffix(".svg")), file=sys.stderr)
+    kept = record.keep().with_suffix(".png") if options.keep else None
+    print(plotted(record, options.plot or kept or options.file.with_suffix(".svg")), file=sys.stderr)
     return 0
 
 

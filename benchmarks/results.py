@@ -1,15 +1,18 @@
-"""What a run leaves behind: rows of measurements and the circumstances, as dated JSON."""
+"""What a run leaves behind: rows of measurements and the circumstances, as dated JSON; of runs worth keeping, a table."""
 
 from __future__ import annotations
 
+import csv
 import json
 import statistics
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal
 
-FOLDER = Path(__file__).parent / "results"
+ROOT = Path(__file__).parents[1]
+FOLDER = ROOT / "build" / "results"  # whole records, which git ignores
+KEPT = ROOT / "benchmarks" / "results"  # small tables and a plot, for the README
 
 Phase = Literal["prefill", "decode"]
 
@@ -120,6 +123,20 @@ class Record:
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"{datetime.fromisoformat(self.created):%Y-%m-%d-%H%M}-engines.json"
         path.write_text(json.dumps(asdict(self), indent=1) + "\n")
+        return path
+
+    def keep(self, folder: Path = KEPT) -> Path:
+        """Write the rows alone, tokens a second to three digits, as dated CSV; the first line has the circumstances."""
+        folder.mkdir(parents=True, exist_ok=True)
+        path = folder / f"{datetime.fromisoformat(self.created):%Y-%m-%d}-engines.csv"
+        with path.open("w", newline="") as file:
+            speed = f"{self.bandwidth['read'] / 1e9:.1f} GB/s of memory"
+            file.write(f"# {self.created}, {self.machine['processor']}, {self.threads} threads, {speed}\n")
+            table = csv.DictWriter(file, [each.name for each in fields(Row)], lineterminator="\n")
+            table.writeheader()
+            for row in self.rows:
+                rates = {name: f"{getattr(row, name):.3g}" for name in ("median", "minimum", "maximum")}
+                table.writerow(asdict(row) | rates)
         return path
 
     @classmethod
