@@ -44,7 +44,7 @@ def doctor(
     """Which layer of TARGET is wrong, its export or its loop, and what to do first.
 
     TARGET is any decoder: an ONNX file or a directory, of whatever exporter, or a model store tag. Without --trace the
-    loop judged is bento_kv's own. docs/traces.md says how to print a trace from any language.
+    loop judged is bento_kv's own. docs/reference/traces.md says how to print a trace from any language.
     """
     from bento_kv.bento.store import locate_decoder
     from bento_kv.doctor.diagnose import diagnose

@@ -1,4 +1,4 @@
-"""`python -m tests.mutants [--write]`: run all mutants and print the table; `--write` puts it into docs/mutants.md."""
+"""`python -m tests.mutants [--write]`: run all mutants and print the table; `--write` puts it into docs/reference/mutants.md."""
 
 from __future__ import annotations
 

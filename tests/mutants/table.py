@@ -9,27 +9,35 @@ from pathlib import Path
 from tests.mutants import graphs, loops
 from tests.mutants.outcomes import Outcome
 
-DOCUMENT = Path(__file__).parents[2] / "docs" / "mutants.md"
+DOCUMENT = Path(__file__).parents[2] / "docs" / "reference" / "mutants.md"
 
-_HEAD = """# Mutants: faults on purpose, and what the doctor says of them
+_HEAD = """# Mutants
 
-A proof that finds nothing proves nothing. So healthy decoders are made faulty on purpose, one fault at a time, and so are healthy loops; then the doctor
-is asked, with the same function that `bento-kv doctor` calls. Each fault has to be found, blamed on the right layer, and named by the right id **first**. And right
-decoders and loops, odd ones among them, must be left in peace.
+A proof that finds nothing proves nothing. So healthy decoders are made faulty on purpose, one fault
+at a time, and so are healthy loops. Then the doctor is asked, by the same function that
+`bento-kv doctor` calls.
 
-The decoders are tiny random models of {architectures}, exported by bento_kv, and one
-made by hand in the form that onnxruntime-genai's builder writes; their layouts are made by surgery. No reference model is given but where the table says so. Made by
-`python -m tests.mutants --write`; the test suite runs the same, and fails if this page says anything else.
+Each fault has to be found, blamed on the right part, export or loop, and named by the right id
+**first**. Right decoders and loops, odd ones among them, have to be left in peace.
+
+The decoders are tiny random models, exported by bento_kv: {architectures}.
+One is made by hand in the form that onnxruntime-genai's builder writes. Their layouts are made by
+surgery. No reference model is given but where the table says so.
+
+This page is written by `python -m tests.mutants --write`. The tests run the same, and fail if the
+page says anything else.
 """
 
 
 _TAIL = """## What it does not see
 
-- A size that is baked beyond those tried: 1, 2, 3 and 7 of each axis, 12 tokens in all. A mask made for 64 positions looks right.
+- A size that is baked beyond those tried: 1, 2, 3 and 7 of each axis, 12 tokens in all. A mask made
+  for 64 positions looks right.
 - A decoder that is wrong alike with its cache and without, unless `--reference` is given.
-- An error below the limits: 1e-4 of the largest logit in fp32, 2e-2 in halves, 1e-1 where activations have 8 bits.
-- Rows padded on the left of a graph that takes no `position_ids` and counts columns: with learned positions they are misplaced. Such
-  graphs are right for rows of one length, and are left in peace.
+- An error below the limits: 1e-4 of the largest logit in fp32, 2e-2 in halves, 1e-1 where
+  activations have 8 bits.
+- Rows padded on the left of a graph that takes no `position_ids` and counts columns: with learned
+  positions they are misplaced. Such graphs are right for rows of one length, and are left in peace.
 - Which of two faults in one graph came first: one is named, and the next shows when it is mended.
 """
 

@@ -1,6 +1,6 @@
 """Faults put into a served decoder: what clients saw, what the process did, and that it serves again afterwards.
 
-Each case is a row of the table in docs/operations.md, word for word.
+Each case is a row of the table in docs/guides/operate.md, word for word.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import pytest
 from tests.engine.faulty import Fault, FaultyDecoder, Hang, at, marked, nan_for, raises, together, truncated
 from tests.server.world import MODEL, World, serving
 
-OPERATIONS = Path(__file__).parents[2] / "docs" / "operations.md"
+OPERATIONS = Path(__file__).parents[2] / "docs" / "guides" / "operate.md"
 MARK = ord("Z")
 GOOD = ["say:hello|", "say:good morning|", "say:yes|"]
 BAD = "Z say:never|"

@@ -1,6 +1,6 @@
 """A step trace: what a generation loop fed and took at every step, as JSON Lines that any language can print.
 
-Required on every line are `step`, `input_ids` and `past_length`; the rest sharpens the verdict. docs/traces.md has the
+Required on every line are `step`, `input_ids` and `past_length`; the rest sharpens the verdict. docs/reference/traces.md has the
 format in full, and the few lines that print it.
 """
 
