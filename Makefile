@@ -5,7 +5,7 @@ JOBS ?= 2
 BIN := .venv/bin
 PIP := $(BIN)/pip --disable-pip-version-check --quiet
 
-.PHONY: help setup serve test lint format bench peers demo clean
+.PHONY: help setup serve test lint docs format bench peers demo clean
 
 help: ## show this
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
@@ -30,15 +30,24 @@ serve: .venv/.export ## export and prove the demo model, then serve it on PORT (
 test: .venv/.dev ## run the tests on JOBS (2) processes
 	$(BIN)/pytest -n $(JOBS)
 
-lint: .venv/.dev ## format, lint, types, and who may import whom
+lint: .venv/.dev ## format, lint, types, who may import whom, and the reference in the docs
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/python -m tools.reference --check
+
+.venv/.docs: $(BIN)/python pyproject.toml constraints.txt
+	$(PIP) install --constraint constraints.txt --editable '.[docs]'
+	touch $@
+
+docs: .venv/.docs ## build the documentation into build/docs; a link that leads nowhere fails
+	$(BIN)/zensical build --clean --strict
 
 format: .venv/.dev ## format and fix what can be fixed
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+	$(BIN)/python -m tools.reference
 
 .venv/.bench: .venv/.dev
 	$(PIP) install --constraint constraints.txt --editable '.[export,dev,bench]'
@@ -54,4 +63,4 @@ demo: .venv/.dev ## train the demo model again
 	$(BIN)/python -m recipes.demo.train --out build/demo --resume
 
 clean: ## remove what the targets made
-	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf .venv build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache .cache

@@ -19,15 +19,14 @@ from pathlib import Path
 from typing import Any
 
 import click
-from annotated_types import Ge, Gt, Le
-from pydantic.fields import FieldInfo
 
 import bento_kv
 from bento_kv import errors
+from bento_kv.bento.arguments import argument_settings
 from bento_kv.cli import main as cli
 from bento_kv.contract import manifest
-from bento_kv.doctor import diagnose, faults
-from bento_kv.doctor.export import probe
+from bento_kv.doctor import faults
+from bento_kv.doctor.export import probe, reference
 from bento_kv.engine.config import EngineConfig
 from bento_kv.engine.request import SamplingParams
 from bento_kv.engine.settings import Setting, settings
@@ -110,46 +109,27 @@ def _option(parameter: click.Parameter, context: click.Context) -> tuple[str, st
 
 
 def arguments() -> str:
-    return table(
-        ["Argument", "Default", "Range", "What it does"],
-        (
-            (code(name), _default(field.default), _range(field), sentence(field.description or ""))
-            for name, field in _arguments().items()
-        ),
-    )
-
-
-def _arguments() -> Mapping[str, FieldInfo]:
-    from service import Arguments  # the service of the repository's root
-
-    return Arguments.model_fields
-
-
-def _range(field: FieldInfo) -> str:
-    words = {Ge: "at least {0.ge}", Gt: "above {0.gt}", Le: "at most {0.le}"}
-    return " and ".join(words[type(each)].format(each) for each in field.metadata if type(each) in words)
-
-
-def _default(value: object) -> str:
-    return "" if value is None else code(str(value).lower() if isinstance(value, bool) else value)
+    return _settings("Argument", argument_settings())
 
 
 def config() -> str:
-    return _settings(settings(EngineConfig))
+    return _settings("Field", settings(EngineConfig))
 
 
 def sampling() -> str:
-    return _settings(settings(SamplingParams))
+    return _settings("Field", settings(SamplingParams))
 
 
-def _settings(rows: Iterable[Setting]) -> str:
+def _settings(noun: str, rows: Iterable[Setting]) -> str:
     return table(
-        ["Field", "Default", "Must be", "What it is"],
+        [noun, "Default", "Must be", "What it is"],
         ((code(each.name), _value(each.default), each.expected, sentence(each.words)) for each in rows),
     )
 
 
 def _value(value: object) -> str:
+    if isinstance(value, bool):
+        return code(str(value).lower())  # as JSON and `--arg` have it
     return "" if value is None else "empty" if value in ((), frozenset(), {}) else code(value)
 
 
@@ -257,9 +237,9 @@ def metrics() -> str:
 
 def _metric(metric: metric_table.Metric) -> tuple[str, str, str]:
     labels = ", ".join(name for name, _ in metric.labels)
-    values = [", ".join(map(code, values)) for _, values in metric.labels if values]
+    values = [f"{code(name)} is {' or '.join(map(code, values))}." for name, values in metric.labels if values]
     name = f"{metric_table.PREFIX}{metric.name}{f'{{{labels}}}' if labels else ''}"
-    return code(name), metric.kind, " ".join([metric.help, *(f"One of {each}." for each in values)])
+    return code(name), metric.kind, " ".join([metric.help, *values])
 
 
 def _workers(metric: metric_table.Metric) -> str:
@@ -310,7 +290,7 @@ def limits() -> str:
             (
                 code(name),
                 *(f"{value:g}" for value in (allowed.kl, allowed.top1, allowed.perplexity)),
-                *(f"{each[name]:g}" for each in (manifest._GOLDEN_LIMITS, probe.LIMITS, diagnose.REFERENCE_LIMITS)),
+                *(f"{each[name]:g}" for each in (manifest._GOLDEN_LIMITS, probe.LIMITS, reference._LIMITS)),
             )
             for name, allowed in quality.LIMITS.items()
         ),
