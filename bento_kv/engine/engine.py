@@ -18,7 +18,7 @@ from bento_kv.engine.core import EngineCore
 from bento_kv.engine.deadlines import Deadlines
 from bento_kv.engine.events import Recorder
 from bento_kv.engine.generation import Generation
-from bento_kv.engine.limits import Limits
+from bento_kv.engine.limits import RequestLimits
 from bento_kv.engine.observer import EngineStats, NullObserver, Observer
 from bento_kv.engine.request import Detokenize, Request
 from bento_kv.engine.scheduler import scheduler_for
@@ -56,7 +56,7 @@ class Engine:
         kv_tokens = slots * max_length if config.kv_tokens is None else config.kv_tokens
         self._detokenize = detokenize
         self._deadlines = Deadlines(max_queue_time=config.max_queue_seconds, max_time=config.max_seconds)
-        self._limits = Limits(
+        self._limits = RequestLimits(
             vocab_size=decoder.vocab_size,
             max_length=min(max_length, kv_tokens),
             max_tokens=config.max_tokens,

@@ -12,7 +12,7 @@ from bento_kv.errors import ContextLengthError, RequestError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
+class RequestLimits:
     """What a request is measured against.
 
     Attributes:

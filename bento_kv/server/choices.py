@@ -8,24 +8,48 @@ from __future__ import annotations
 
 import codecs
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any, Protocol
 
-from bento_kv.engine.request import StepOutput, TokenLogprobs
+from bento_kv.engine.request import FinishReason, StepOutput, TokenLogprobs
 from bento_kv.server.backend import TextTokenizer
+from bento_kv.text.message import Content, MessageParser
 
 _LOWEST_LOGPROB = -9999.0  # OpenAI's stand-in for minus infinity, which JSON has no word for
 
 Json = dict[str, Any]
 
 
-class Choice(Protocol):
-    """One answer to one prompt, fed with the engine's events in order."""
+@dataclass(frozen=True, slots=True)
+class Addition:
+    """What one event of the engine adds to an answer: parts of its message, and what is said of its tokens."""
 
-    def deltas(self, output: StepOutput) -> list[Json]:
+    parts: tuple[Content, ...]
+    logprobs: tuple[TokenLogprobs, ...]
+    finish_reason: FinishReason | None
+
+    @classmethod
+    def read(cls, output: StepOutput, parser: MessageParser) -> Addition:
+        """The event, its text read by the answer's parser. Whole and streamed answers both come of these."""
+        parts = [*parser.push(output.text)]
+        if output.finish_reason is not None:
+            parts += parser.finish()
+        return cls(tuple(parts), output.logprobs, output.finish_reason)
+
+    @property
+    def text(self) -> str:
+        """Of all its parts."""
+        return "".join(part.text for part in self.parts)
+
+
+class AnswerForm(Protocol):
+    """One answer to one prompt in the form of an API, fed with what each event adds, in order."""
+
+    def deltas(self, addition: Addition) -> list[Json]:
         """What the event adds, as `choices` entries of chunks: none, or one for each chunk."""
         ...
 
-    def whole(self, outputs: Sequence[StepOutput]) -> Json:
+    def whole(self, additions: Sequence[Addition]) -> Json:
         """The `choices` entry that all events make."""
         ...
 
@@ -45,24 +69,24 @@ class ChatChoice:
         self._wanted = logprobs
         self._begun = False
 
-    def deltas(self, output: StepOutput) -> list[Json]:
+    def deltas(self, addition: Addition) -> list[Json]:
         deltas = []
         if not self._begun:
             self._begun = True
             deltas.append(self._delta({"role": "assistant", "content": "", "refusal": None}))
-        if output.text or output.logprobs:
-            deltas.append(self._delta({"content": output.text}, logprobs=self._logprobs(output.logprobs)))
-        if output.finish_reason is not None:
-            deltas.append(self._delta({}, finish_reason=output.finish_reason))
+        if addition.text or addition.logprobs:
+            deltas.append(self._delta({"content": addition.text}, logprobs=self._logprobs(addition.logprobs)))
+        if addition.finish_reason is not None:
+            deltas.append(self._delta({}, finish_reason=addition.finish_reason))
         return deltas
 
-    def whole(self, outputs: Sequence[StepOutput]) -> Json:
-        content = "".join(output.text for output in outputs)
+    def whole(self, additions: Sequence[Addition]) -> Json:
+        content = "".join(addition.text for addition in additions)
         return {
             "index": self._index,
             "message": {"role": "assistant", "content": content, "refusal": None},
-            "logprobs": self._logprobs(_logprobs_of(outputs)),
-            "finish_reason": outputs[-1].finish_reason,
+            "logprobs": self._logprobs(_logprobs_of(additions)),
+            "finish_reason": additions[-1].finish_reason,
         }
 
     def _delta(self, delta: Json, *, logprobs: Json | None = None, finish_reason: str | None = None) -> Json:
@@ -103,16 +127,16 @@ class TextChoice:
         self._offset = 0  # characters that the tokens so far stand for
         self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
 
-    def deltas(self, output: StepOutput) -> list[Json]:
-        text = self._echo + output.text
+    def deltas(self, addition: Addition) -> list[Json]:
+        text = self._echo + addition.text
         self._echo = ""
-        if not text and not output.logprobs and output.finish_reason is None:
+        if not text and not addition.logprobs and addition.finish_reason is None:
             return []
-        return [self._entry(text, output.logprobs, output.finish_reason)]
+        return [self._entry(text, addition.logprobs, addition.finish_reason)]
 
-    def whole(self, outputs: Sequence[StepOutput]) -> Json:
-        text = self._echo + "".join(output.text for output in outputs)
-        return self._entry(text, _logprobs_of(outputs), outputs[-1].finish_reason)
+    def whole(self, additions: Sequence[Addition]) -> Json:
+        text = self._echo + "".join(addition.text for addition in additions)
+        return self._entry(text, _logprobs_of(additions), additions[-1].finish_reason)
 
     def _entry(self, text: str, entries: Iterable[TokenLogprobs], finish_reason: str | None) -> Json:
         logprobs = self._logprobs(entries) if self._wanted else None
@@ -134,8 +158,8 @@ class TextChoice:
         return forms
 
 
-def _logprobs_of(outputs: Sequence[StepOutput]) -> Iterable[TokenLogprobs]:
-    return (entry for output in outputs for entry in output.logprobs)
+def _logprobs_of(additions: Sequence[Addition]) -> Iterable[TokenLogprobs]:
+    return (entry for addition in additions for entry in addition.logprobs)
 
 
 def _spell(raw: bytes) -> str:

@@ -20,7 +20,7 @@ MAX_BIASES = 1024
 MAX_METADATA = 16
 TOKEN_ID_LIMIT = 2**31  # ids are 32-bit in tokenizers and graphs; larger ones overflow before anyone can refuse them
 
-Prompt = str | tuple[int, ...]
+RawPrompt = str | tuple[int, ...]
 
 
 def engine_field(record: type, name: str, *, note: str = "", lt: int | None = None, **ends: float) -> Any:
@@ -67,7 +67,7 @@ def invalid(path: str, expected: str, value: Any) -> RequestError:
     return RequestError(f"'{path}' must be {expected}, got {describe(value)}", param=path, code="invalid_value")
 
 
-def parse_prompts(value: Any) -> tuple[Prompt, ...]:
+def parse_prompts(value: Any) -> tuple[RawPrompt, ...]:
     """A text, a list of texts, a list of token ids, or a list of those: as a tuple of prompts."""
     if isinstance(value, str):
         return (value,)
@@ -80,7 +80,7 @@ def parse_prompts(value: Any) -> tuple[Prompt, ...]:
         message = f"'prompt' must have at most {MAX_PROMPTS} items, got {len(value)}"
         raise RequestError(message, param="prompt", code="invalid_value")
     kind = type(value[0])
-    prompts: list[Prompt] = []
+    prompts: list[RawPrompt] = []
     for index, item in enumerate(value):
         path = f"prompt[{index}]"
         if type(item) is not kind or not isinstance(item, str | list):

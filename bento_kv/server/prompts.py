@@ -11,7 +11,7 @@ from typing import Any
 
 from bento_kv.errors import RequestError
 from bento_kv.server.backend import Backend
-from bento_kv.server.fields import Prompt
+from bento_kv.server.fields import RawPrompt
 from bento_kv.server.jsontext import shorten
 from bento_kv.server.protocol import (
     ChatRequest,
@@ -107,7 +107,7 @@ def check_stop_tokens(request: GenerationRequest, backend: Backend) -> None:
     check_token_ids(request.stop_token_ids, backend, "stop_token_ids")
 
 
-def _encode(prompt: Prompt, backend: Backend, *, echo: bool) -> EncodedPrompt:
+def _encode(prompt: RawPrompt, backend: Backend, *, echo: bool) -> EncodedPrompt:
     if isinstance(prompt, str):
         return EncodedPrompt(backend.tokenizer.encode(prompt), prompt if echo else "")
     check_token_ids(prompt, backend, "prompt")

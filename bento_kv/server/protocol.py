@@ -34,7 +34,7 @@ from bento_kv.engine.request import SamplingParams, Submission
 from bento_kv.errors import RequestError
 from bento_kv.server.fields import (
     TOKEN_ID_LIMIT,
-    Prompt,
+    RawPrompt,
     engine_field,
     parse_logit_bias,
     parse_metadata,
@@ -259,7 +259,7 @@ class CompletionRequest(GenerationRequest):
     """`POST /v1/completions`. `prompt` is kept as a tuple of prompts, texts or token ids."""
 
     refused = REFUSED_IN_COMPLETIONS
-    prompt: Annotated[tuple[Prompt, ...], PlainValidator(parse_prompts)]
+    prompt: Annotated[tuple[RawPrompt, ...], PlainValidator(parse_prompts)]
     logprobs: int | None = Field(None, ge=0, le=5, description="an integer between 0 and 5")
     echo: bool | None = Field(None, description="true or false")
     best_of: int | None = Field(None, ge=1, le=MAX_CHOICES, description=f"an integer between 1 and {MAX_CHOICES}")

@@ -14,13 +14,15 @@ from bento_kv.engine.stream import TokenStream, entered
 from bento_kv.errors import RequestError
 from bento_kv.server import jsontext
 from bento_kv.server.backend import Backend
-from bento_kv.server.choices import ChatChoice, Choice, TextChoice
+from bento_kv.server.choices import Addition, AnswerForm, ChatChoice, TextChoice
 from bento_kv.server.exchange import Exchange
 from bento_kv.server.prompts import EncodedPrompt
 from bento_kv.server.protocol import ChatRequest, CompletionRequest
 from bento_kv.server.sampling import sampling_params
+from bento_kv.text.message import MessageParser, PlainContent
 
 Events = AsyncIterator[tuple[int, StepOutput]]
+Additions = AsyncIterator[tuple[int, Addition]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,23 +98,30 @@ async def answer(
     usage = Usage(prompts)
     try:
         async with entered(backend.engine, streams), _merged(streams) as events:
+            additions = _read(events, [PlainContent() for _ in streams], usage)
             if request.stream:
-                await _send_stream(exchange, request, envelope, choices, usage, events)
+                await _send_stream(exchange, request, envelope, choices, usage, additions)
             else:
-                await _send_whole(exchange, envelope, choices, usage, events)
+                await _send_whole(exchange, envelope, choices, usage, additions)
     except RequestError as error:
         error.param = _name_in(request, error.param)
         raise
 
 
-async def _send_whole(
-    exchange: Exchange, envelope: Envelope, choices: Sequence[Choice], usage: Usage, events: Events
-) -> None:
-    outputs: list[list[StepOutput]] = [[] for _ in choices]
+async def _read(events: Events, parsers: Sequence[MessageParser], usage: Usage) -> Additions:
+    """What each event adds to the message of its choice, which a parser of its own reads."""
     async for index, output in events:
         usage.add(output)
-        outputs[index].append(output)
-    whole = [choice.whole(own) for choice, own in zip(choices, outputs, strict=True)]
+        yield index, Addition.read(output, parsers[index])
+
+
+async def _send_whole(
+    exchange: Exchange, envelope: Envelope, choices: Sequence[AnswerForm], usage: Usage, additions: Additions
+) -> None:
+    collected: list[list[Addition]] = [[] for _ in choices]
+    async for index, addition in additions:
+        collected[index].append(addition)
+    whole = [choice.whole(own) for choice, own in zip(choices, collected, strict=True)]
     await exchange.send_json(envelope.around(whole, usage=usage.document()))
 
 
@@ -120,15 +129,14 @@ async def _send_stream(
     exchange: Exchange,
     request: ChatRequest | CompletionRequest,
     envelope: Envelope,
-    choices: Sequence[Choice],
+    choices: Sequence[AnswerForm],
     usage: Usage,
-    events: Events,
+    additions: Additions,
 ) -> None:
     no_usage_yet = {"usage": None} if request.include_usage else {}
     await exchange.start_events()
-    async for index, output in events:
-        usage.add(output)
-        deltas = choices[index].deltas(output)
+    async for index, addition in additions:
+        deltas = choices[index].deltas(addition)
         if deltas:
             chunks = (envelope.around([delta], chunk=True, **no_usage_yet) for delta in deltas)
             await exchange.send_events(*map(jsontext.dumps, chunks))
@@ -168,7 +176,7 @@ def _submissions(
 
 def _choices(
     backend: Backend, request: ChatRequest | CompletionRequest, prompts: Sequence[EncodedPrompt]
-) -> list[Choice]:
+) -> list[AnswerForm]:
     """A choice for each stream, in the same order."""
     logprobs = request.likeliest is not None
     owners = [prompt for prompt in prompts for _ in range(request.choices)]

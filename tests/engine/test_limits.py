@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 
-from bento_kv.engine.limits import Limits
+from bento_kv.engine.limits import RequestLimits
 from bento_kv.engine.request import SamplingParams
 from bento_kv.errors import ContextLengthError, RequestError
 
-LIMITS = Limits(vocab_size=10, max_length=8, max_tokens=None)
+LIMITS = RequestLimits(vocab_size=10, max_length=8, max_tokens=None)
 
 
 @pytest.mark.parametrize(
@@ -63,7 +63,7 @@ def test_values_at_the_edge_are_taken(params: SamplingParams) -> None:
 
 
 def test_speculation_may_be_less_than_what_the_engine_has() -> None:
-    limits = Limits(vocab_size=10, max_length=8, max_tokens=None, speculation=4)
+    limits = RequestLimits(vocab_size=10, max_length=8, max_tokens=None, speculation=4)
     for asked in (None, 0, 1, 4):
         limits.check([1], SamplingParams(speculation=asked))
     with pytest.raises(RequestError, match="speculation is 5; it must be from 0 to 4"):
@@ -76,7 +76,7 @@ def test_speculation_may_be_less_than_what_the_engine_has() -> None:
 def test_max_tokens_goes_to_the_end_of_the_context_unless_capped() -> None:
     assert LIMITS.check([1] * 7, SamplingParams()) == 1
     assert LIMITS.check([1, 1], SamplingParams(max_tokens=6)) == 6
-    capped = Limits(vocab_size=10, max_length=8, max_tokens=3)
+    capped = RequestLimits(vocab_size=10, max_length=8, max_tokens=3)
     assert capped.check([1], SamplingParams()) == 3
     assert capped.check([1] * 6, SamplingParams()) == 2
     with pytest.raises(RequestError, match=r"4.*3") as caught:
