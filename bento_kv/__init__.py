@@ -21,9 +21,9 @@ _HOME = {
     "OnnxDecoderRunnable": "bento_kv.bento.runnable",
     "RequireApiKey": "bento_kv.server.app",
     "SamplingParams": "bento_kv.engine.request",
-    "VerifiedDecoder": "bento_kv.bento.store",
+    "VerifiedDecoder": "bento_kv.bento.build",
     "get": "bento_kv.bento.store",
-    "load_model": "bento_kv.bento.store",
+    "load_model": "bento_kv.bento.runnable",
     "openai_app": "bento_kv.server.app",
     "save_model": "bento_kv.bento.store",
 }
@@ -45,9 +45,10 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from bento_kv.bento.runnable import OnnxDecoderRunnable
+    from bento_kv.bento.build import VerifiedDecoder
+    from bento_kv.bento.runnable import OnnxDecoderRunnable, load_model
     from bento_kv.bento.service import LanguageModel
-    from bento_kv.bento.store import VerifiedDecoder, get, load_model, save_model
+    from bento_kv.bento.store import get, save_model
     from bento_kv.engine.config import EngineConfig
     from bento_kv.engine.request import SamplingParams
     from bento_kv.server.app import RequireApiKey, openai_app

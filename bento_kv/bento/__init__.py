@@ -1,1 +1,1 @@
-"""BentoML's side: model store, build hook, runnable, tracing."""
+"""BentoML's side: model store, build hook, runnable, arguments, the packaged service, tracing."""

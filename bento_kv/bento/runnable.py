@@ -12,7 +12,7 @@ from typing import Any, Unpack
 import bentoml
 from bentoml.legacy import Runnable
 
-from bento_kv.bento.store import check_proof, locate
+from bento_kv.bento.store import check_proof, get, locate
 from bento_kv.bento.tracing import RequestSpans, bentoml_tracer
 from bento_kv.contract.decoder import Decoder
 from bento_kv.contract.manifest import Source
@@ -183,6 +183,16 @@ class OnnxDecoderRunnable(Runnable):
             ValueError: this is not the main thread.
         """
         Drain(self.engine, timeout=timeout).install()
+
+
+def load_model(tag: str | bentoml.Tag | bentoml.Model, **options: Any) -> OnnxDecoderRunnable:
+    """A runnable around a stored decoder, its proof checked on this machine.
+
+    Args:
+        tag: of the stored decoder, or the model itself.
+        options: as `OnnxDecoderRunnable` takes them.
+    """
+    return OnnxDecoderRunnable(tag if isinstance(tag, bentoml.Model) else get(tag), **options)
 
 
 def _kv_tokens(decoder: Decoder, workers: int) -> int:

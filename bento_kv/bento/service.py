@@ -19,8 +19,8 @@ from bentoml.exceptions import BentoMLException
 from pydantic import ConfigDict
 
 from bento_kv.bento.arguments import read_arguments
+from bento_kv.bento.build import VerifiedDecoder
 from bento_kv.bento.runnable import OnnxDecoderRunnable
-from bento_kv.bento.store import VerifiedDecoder
 from bento_kv.engine.request import RequestOptions
 from bento_kv.errors import BentoKVError
 from bento_kv.server.app import RequireApiKey, openai_app

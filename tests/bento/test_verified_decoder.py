@@ -10,7 +10,8 @@ import pytest
 
 import bento_kv
 from bento_kv import VerifiedDecoder
-from bento_kv.bento.store import RefusedDecoder, store_name, versions
+from bento_kv.bento.build import RefusedDecoder, store_name
+from bento_kv.bento.store import versions
 from bento_kv.contract.manifest import Manifest
 from tests.damage import flip_weight_byte
 from tests.zoo import save_model

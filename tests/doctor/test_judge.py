@@ -116,7 +116,9 @@ def test_the_docs_name_every_field_and_every_finding() -> None:
     rows = [line.split("|")[1] for line in documented().splitlines() if line.startswith("| `")]
     named = {name for row in rows for name in re.findall(r"`([^`]+)`", row)}
     assert named == {field.name for field in fields(TraceStep)}
-    assert set(re.findall(r"^### (.+)$", documented("findings.md"), re.MULTILINE)) >= {fault.id for fault in LOOP_FAULTS}
+    assert set(re.findall(r"^### (.+)$", documented("findings.md"), re.MULTILINE)) >= {
+        fault.id for fault in LOOP_FAULTS
+    }
 
 
 @pytest.mark.parametrize("loop", STRUCTURAL, ids=lambda loop: loop.name)

@@ -29,8 +29,10 @@ class Gate:
     def __init__(self) -> None:
         self._open = threading.Event()
         self._open.set()
+        self.reached = threading.Event()
 
     def __call__(self, plan: StepPlan) -> None:
+        self.reached.set()
         assert self._open.wait(120), "nobody opened the gate"
 
     def shut(self) -> None:
@@ -113,6 +115,7 @@ def test_leaving_before_the_first_token(
         gate.shut()
         connection = send(world, {**body, "stream": stream, "n": n})
         world.wait_until(lambda stats: stats.running + stats.waiting == n)
+        assert gate.reached.wait(60)
         connection.close()
         world.wait_until(lambda stats: len(told) == n)
         gate.open()
