@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import socket
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -15,7 +17,7 @@ import httpx
 import openai
 import pytest
 
-from tests.e2e.server import Server, serving
+from tests.e2e.server import ROOT, Server, serving
 
 RECALL = "The code for the red door is 4821. The code for the blue door is 1177. What is the code for the red door?"
 SUM = "What is 17 + 25?"
@@ -48,6 +50,12 @@ def _ask_streaming(client: openai.OpenAI, question: str) -> str:
 def test_right_answers_streaming_and_not(client: openai.OpenAI, question: str, answer: str) -> None:
     assert answer in _ask(client, question)
     assert _ask_streaming(client, question) == _ask(client, question)
+
+
+def test_the_example_client_streams_an_answer(server: Server) -> None:
+    command = [sys.executable, "examples/client.py", server.url, SUM]
+    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120, check=True)
+    assert run.stdout == "42\n"
 
 
 def test_a_conversation_of_several_turns(client: openai.OpenAI) -> None:
