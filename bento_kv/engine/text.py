@@ -12,7 +12,8 @@ class StopSearch:
     """Finds the first of some texts in a stream of pieces, and holds back what may turn out to be the start of one.
 
     The match that ends first wins, and of those that end together the longest, so the result does not depend on where the
-    pieces were cut. Each text is followed by a Knuth-Morris-Pratt automaton, so the cost is linear whatever the texts are.
+    pieces were cut. Each text is followed by a Knuth-Morris-Pratt automaton, so the cost is linear in what is pushed,
+    whatever the texts are and however long.
     """
 
     def __init__(self, stops: Sequence[str]) -> None:
@@ -58,20 +59,22 @@ class OutputText:
 
 
 class _Automaton:
-    """How much of a text the characters fed so far end with."""
+    """How much of a text the characters fed so far end with.
+
+    The table of borders is as long as the longest match so far, and not as the text: a stop text costs nothing until an
+    output begins like it, and then no more than that output.
+    """
 
     def __init__(self, text: str) -> None:
         self.text = text
         self.matched = 0
-        self._borders = [0] * len(text)  # [i]: longest proper prefix of text[: i + 1] that is also its suffix
-        length = 0
-        for i in range(1, len(text)):
-            length = self._longer(length, text[i])
-            self._borders[i] = length
+        self._borders = [0]  # [i]: longest proper prefix of text[: i + 1] that is also its suffix
 
     def feed(self, character: str) -> bool:
         """Whether the text ends here. Nothing may be fed after that."""
         self.matched = self._longer(self.matched, character)
+        if self.matched > len(self._borders):
+            self._borders.append(self._longer(self._borders[-1], character))
         return self.matched == len(self.text)
 
     def _longer(self, length: int, character: str) -> int:

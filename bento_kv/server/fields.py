@@ -16,6 +16,7 @@ from bento_kv.server.jsontext import shorten
 
 MAX_PROMPTS = 128
 MAX_STOPS = 4
+MAX_STOP_CHARACTERS = 1024  # a longer one is no stop text; it would only hold an answer back
 MAX_BIASES = 1024
 MAX_METADATA = 16
 TOKEN_ID_LIMIT = 2**31  # ids are 32-bit in tokenizers and graphs; larger ones overflow before anyone can refuse them
@@ -99,7 +100,7 @@ def _token_ids(value: list[Any], path: str) -> tuple[int, ...]:
 
 
 def parse_stop(value: Any) -> tuple[str, ...]:
-    """A text or a list of up to four: as a tuple."""
+    """A text or a list of up to four, none too long to be one: as a tuple."""
     items = [value] if isinstance(value, str) else value
     if not isinstance(items, list) or len(items) > MAX_STOPS:
         if isinstance(items, list):
@@ -107,8 +108,11 @@ def parse_stop(value: Any) -> tuple[str, ...]:
             raise RequestError(message, param="stop", code="invalid_value")
         raise invalid("stop", f"a string or a list of up to {MAX_STOPS} strings", value)
     for index, item in enumerate(items):
+        path = "stop" if items is not value else f"stop[{index}]"
         if not isinstance(item, str) or not item:
-            raise invalid("stop" if item is value else f"stop[{index}]", "a non-empty string", item)
+            raise invalid(path, "a non-empty string", item)
+        if len(item) > MAX_STOP_CHARACTERS:
+            raise invalid(path, f"a string of at most {MAX_STOP_CHARACTERS} characters", item)
     return tuple(items)
 
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import SupportsIndex
+
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -48,6 +50,26 @@ def test_what_is_sent_is_never_taken_back_and_no_more_is_held_than_needed(texts:
             return
         beginnings = [s[:n] for s in stop for n in range(len(s)) if text.endswith(s[:n])]
         assert sent == text[: len(text) - max((len(b) for b in beginnings), default=0)]
+
+
+class Counted(str):
+    """A text that counts how often one of its characters is looked at."""
+
+    looks = 0
+
+    def __getitem__(self, place: SupportsIndex | slice) -> str:
+        Counted.looks += 1
+        return super().__getitem__(place)
+
+
+@given(st.integers(1, 300), st.integers(0, 300), st.sampled_from(["a", "ab", "aab"]))
+def test_a_stop_text_costs_what_is_pushed_and_not_what_it_is_long(pushed: int, more: int, period: str) -> None:
+    text = (period * 301)[:pushed]
+    Counted.looks = 0
+    finder = StopSearch([Counted(period * 100_000 + "!") for _ in range(4)])
+    assert Counted.looks == 0
+    finder.push(text + "#" * more)
+    assert Counted.looks <= 4 * 6 * (pushed + more)
 
 
 def test_without_stop_texts_nothing_is_held() -> None:

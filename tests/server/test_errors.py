@@ -56,6 +56,8 @@ IN_BOTH: list[tuple[dict[str, Any], str, str]] = [
     ({"stop": ""}, "stop", "'stop' must be a non-empty string"),
     ({"stop": ["a", ""]}, "stop[1]", "'stop[1]' must be a non-empty string, got ''"),
     ({"stop": 7}, "stop", "a list of up to 4 strings"),
+    ({"stop": "a" * 1025}, "stop", "a string of at most 1024 characters, got 'aaa"),
+    ({"stop": ["b", "a" * 1025]}, "stop[1]", "a string of at most 1024 characters, got 'aaa"),
     ({"stop_token_ids": [1, -1]}, "stop_token_ids[1]", "a token id, got -1"),
     ({"stop_token_ids": [1, True]}, "stop_token_ids[1]", "a token id, got true"),
     ({"stop_token_ids": [99999]}, "stop_token_ids", "the model's go from 0 to 256"),
