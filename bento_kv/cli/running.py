@@ -28,7 +28,10 @@ if TYPE_CHECKING:
 @threads_option
 @as_json_option
 def generate(target: str, prompt: str, threads: int | None, as_json: bool, **options: Any) -> None:
-    """Answer PROMPT with TARGET, a verified decoder directory or a model store tag, streaming to the terminal."""
+    """Answer PROMPT with TARGET, a verified decoder directory or a model store tag, streaming to the terminal.
+
+    What is not set is as the model's own generation defaults have it.
+    """
     import asyncio
 
     asyncio.run(_generate(target, prompt, threads, as_json, {k: v for k, v in options.items() if v is not None}))
