@@ -7,27 +7,22 @@ and binds the manifest. The serving world reads both and nothing else of the exp
 from __future__ import annotations
 
 import hashlib
-import json
 import platform
 from collections.abc import Iterable, Mapping
-from contextlib import suppress
 from importlib import metadata
 from pathlib import Path
-from typing import Literal, Self, TypeVar
+from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import Field, model_validator
 
-from bento_kv.errors import IntegrityError, ManifestError
+from bento_kv.contract.graph_io import GROUP_BIAS, TensorSpec
+from bento_kv.contract.record import Record, read_record, write_record
+from bento_kv.errors import IntegrityError
 
 MODEL_FILE = "model.onnx"
 DATA_FILE = "model.onnx.data"
 MANIFEST_FILE = "manifest.json"
 VERIFICATION_FILE = "verification.json"
-
-# Inputs of a graph that takes the query heads that share keys as queries of one head, where a step has one token a row:
-# whether this step does, and what hides the newest key's copies, `[rows, 1, group, max_length]`.
-GROUPED = "grouped"
-GROUP_BIAS = "group_bias"
 
 Layout = Literal["in-place", "growing"]
 Precision = Literal["fp32", "fp16", "int8", "int4"]
@@ -38,14 +33,7 @@ KvCache = Literal["fp32", "int8"]
 _GOLDEN_LIMITS: Mapping[Precision, float] = {"fp32": 1e-3, "fp16": 1e-3, "int8": 0.1, "int4": 0.1}
 
 
-class _Record(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
-
-
-R = TypeVar("R", bound=_Record)
-
-
-class Source(_Record):
+class Source(Record):
     """Where the weights came from: what the user named, its revision if it has one, and the weights' hash."""
 
     id: str
@@ -53,22 +41,14 @@ class Source(_Record):
     weights_sha256: str
 
 
-class TensorSpec(_Record):
-    """One graph input or output; a symbolic axis is a name."""
-
-    name: str
-    dtype: str
-    shape: tuple[int | str, ...]
-
-
-class LayerGeometry(_Record):
+class LayerGeometry(Record):
     """The cache of one layer: keys and values are `[slots, kv_heads, max_length, head_dim]`."""
 
     kv_heads: int
     head_dim: int
 
 
-class TokenIds(_Record):
+class TokenIds(Record):
     """Special tokens of the model; any of `eos` ends an answer."""
 
     bos: int | None
@@ -76,7 +56,7 @@ class TokenIds(_Record):
     pad: int | None
 
 
-class Manifest(_Record):
+class Manifest(Record):
     """`manifest.json`.
 
     Attributes:
@@ -148,10 +128,10 @@ class Manifest(_Record):
     @classmethod
     def read(cls, directory: Path) -> Self:
         """Read and validate; raises ManifestError."""
-        return _read(cls, directory / MANIFEST_FILE, remedy="`bento-kv export` writes one")
+        return read_record(cls, directory / MANIFEST_FILE, remedy="`bento-kv export` writes one")
 
     def write(self, directory: Path) -> None:
-        _write(self, directory / MANIFEST_FILE)
+        write_record(self, directory / MANIFEST_FILE)
 
     def check_files(self, directory: Path) -> None:
         """Compare every file's hash with the manifest's.
@@ -177,7 +157,7 @@ def spare_positions(group: int) -> int:
     return max(1, group - 1)
 
 
-class Check(_Record):
+class Check(Record):
     """One check of a proof. `measured` and `limit` are in the unit that `explain` names; passed is measured <= limit."""
 
     id: str
@@ -187,7 +167,7 @@ class Check(_Record):
     explain: str
 
 
-class LayerProof(_Record):
+class LayerProof(Record):
     """The checks of one layer of the problem: the export, or the loop."""
 
     passed: bool
@@ -200,21 +180,21 @@ class LayerProof(_Record):
         return self
 
 
-class GoldenStep(_Record):
+class GoldenStep(Record):
     """The token that greedy decoding took, and the likeliest tokens with their logits, likeliest first."""
 
     token: int
     top: tuple[tuple[int, float], ...]
 
 
-class GoldenPrompt(_Record):
+class GoldenPrompt(Record):
     """A prompt and what the proven decoder answered, step by step; replayed where the decoder is loaded."""
 
     prompt: tuple[int, ...]
     steps: tuple[GoldenStep, ...]
 
 
-class Verification(_Record):
+class Verification(Record):
     """`verification.json`, bound to its manifest by hash. `golden_limit` bounds a golden logit's deviation at load."""
 
     schema_: Literal["bento_kv.verification/1"] = Field("bento_kv.verification/1", alias="schema")
@@ -238,35 +218,10 @@ class Verification(_Record):
     @classmethod
     def read(cls, directory: Path) -> Self:
         """Read and validate; raises ManifestError."""
-        return _read(cls, directory / VERIFICATION_FILE, remedy="`bento-kv verify` writes one")
+        return read_record(cls, directory / VERIFICATION_FILE, remedy="`bento-kv verify` writes one")
 
     def write(self, directory: Path) -> None:
-        _write(self, directory / VERIFICATION_FILE)
-
-
-def _read(record: type[R], path: Path, *, remedy: str) -> R:
-    try:
-        return record.model_validate_json(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ManifestError(f"{path.parent} has no {path.name}; {remedy}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ManifestError(f"{path} cannot be read: {error}") from error
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"]) or "the document"
-        raise ManifestError(f"{path} is not valid at {where}: {first['msg']}; {remedy}") from None
-
-
-def _write(record: _Record, path: Path) -> None:
-    document = record.model_dump(mode="json", by_alias=True)
-    beside = path.with_suffix(".tmp")
-    try:
-        beside.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        beside.replace(path)
-    except OSError as error:
-        with suppress(OSError):
-            beside.unlink(missing_ok=True)
-        raise ManifestError(f"{path} cannot be written: {error.strerror}") from error
+        write_record(self, directory / VERIFICATION_FILE)
 
 
 def sha256(path: Path) -> str:

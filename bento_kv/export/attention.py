@@ -19,6 +19,15 @@ import torch
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from bento_kv.contract.operators import (
+    GROUP_QUERY_ATTENTION,
+    KV_NUM_HEADS,
+    LOCAL_WINDOW_SIZE,
+    MICROSOFT,
+    NUM_HEADS,
+    AttentionInput,
+    inputs_in_order,
+)
 from bento_kv.errors import UnsupportedArchitecture
 from bento_kv.export import rotary
 from bento_kv.export.rotary import Rotary
@@ -247,8 +256,8 @@ def packed_attention(
     qkv = torch.cat(flat, dim=-1)[step.gather_index]  # [rows, width, (query_heads + 2 kv_heads) * head_dim]
     past_key, past_value = step.past[_layer_index(module)]
     attributes: dict[str, Any] = {
-        "num_heads": heads,
-        "kv_num_heads": key.shape[1],
+        NUM_HEADS: heads,
+        KV_NUM_HEADS: key.shape[1],
         "scale": float(head_dim**-0.5 if scaling is None else scaling),
         "do_rotary": 0,
     }
@@ -256,19 +265,27 @@ def packed_attention(
         attributes["softcap"] = float(softcap)
     window = sliding_window or getattr(module, "sliding_window", None)
     if window:
-        attributes["local_window_size"] = int(window)
-    # The operator's inputs by position; key and value travel inside the packed query.
-    inputs = [qkv, None, None, past_key, past_value, step.seqlens_k, step.total_sequence_length]
+        attributes[LOCAL_WINDOW_SIZE] = int(window)
+    given: dict[AttentionInput, torch.Tensor | None] = {
+        AttentionInput.QUERY: qkv,
+        AttentionInput.PAST_KEY: past_key,
+        AttentionInput.PAST_VALUE: past_value,
+        AttentionInput.SEQLENS_K: step.seqlens_k,
+        AttentionInput.TOTAL_SEQUENCE_LENGTH: step.total_sequence_length,
+        AttentionInput.HEAD_SINK: s_aux,
+        AttentionInput.QUERY_SEQLENS: step.query_seqlens,
+    }
     rotation, step.rotation = step.rotation, None
-    if rotation is None:
-        inputs += [None, None, None]
-    else:
+    if rotation is not None:
         attributes |= {"do_rotary": 1, "rotary_interleaved": int(rotation.interleaved)}
-        inputs += [rotation.cos, rotation.sin, step.positions[step.gather_index]]
-    inputs += [None, s_aux, None, None, None, None, step.query_seqlens]
+        given |= {
+            AttentionInput.COS_CACHE: rotation.cos,
+            AttentionInput.SIN_CACHE: rotation.sin,
+            AttentionInput.POSITION_IDS: step.positions[step.gather_index],
+        }
     out, present_key, present_value = torch.onnx.ops.symbolic_multi_out(
-        "com.microsoft::GroupQueryAttention",
-        inputs,
+        f"{MICROSOFT}::{GROUP_QUERY_ATTENTION}",
+        inputs_in_order(given),
         attributes,
         dtypes=[query.dtype] * 3,
         shapes=[[rows, width, heads * head_dim], list(past_key.shape), list(past_value.shape)],

@@ -17,6 +17,7 @@ import onnx
 import onnx_ir as ir
 
 from bento_kv.contract import manifest as contract
+from bento_kv.contract.graph_io import TensorSpec
 from bento_kv.errors import ExportError
 from bento_kv.export.graph import clean_up, optimize
 from bento_kv.export.graph.cache import quantize_cache
@@ -247,9 +248,9 @@ def _length(source: ModelSource, facts: Survey, asked: int | None) -> int:
     return asked
 
 
-def _spec(value: Any) -> contract.TensorSpec:
+def _spec(value: Any) -> TensorSpec:
     shape = tuple(dim if isinstance(dim, int) else str(dim.value) for dim in value.shape)
-    return contract.TensorSpec(name=value.name, dtype=value.dtype.name.lower(), shape=shape)
+    return TensorSpec(name=value.name, dtype=value.dtype.name.lower(), shape=shape)
 
 
 @contextmanager

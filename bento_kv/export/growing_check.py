@@ -12,6 +12,15 @@ import onnxruntime as ort
 import torch
 from numpy.typing import NDArray
 
+from bento_kv.contract.graph_io import (
+    ATTENTION_MASK,
+    INPUT_IDS,
+    LOGITS,
+    POSITION_IDS,
+    cache_names,
+    past_name,
+    present_name,
+)
 from bento_kv.errors import ExportError, first_line
 
 _CHECK_LIMIT = 1e-3  # of the largest logit; a right export is a thousand times closer
@@ -22,14 +31,13 @@ class IoNames:
     """Names of the graph's inputs and outputs.
 
     Attributes:
-        past, present: key, value, key, value, ... by layer; `past_key_values.N.key` and `present.N.key` (and value)
-            unless given.
+        past, present: key, value, key, value, ... by layer; those of `graph_io` unless given.
     """
 
-    input_ids: str = "input_ids"
-    attention_mask: str = "attention_mask"
-    position_ids: str = "position_ids"
-    logits: str = "logits"
+    input_ids: str = INPUT_IDS
+    attention_mask: str = ATTENTION_MASK
+    position_ids: str = POSITION_IDS
+    logits: str = LOGITS
     past: tuple[str, ...] = ()
     present: tuple[str, ...] = ()
 
@@ -39,9 +47,8 @@ class IoNames:
         Raises:
             ExportError: names are given, and not two for each layer.
         """
-        own = [f"{layer}.{side}" for layer in range(layers) for side in ("key", "value")]
-        past = list(self.past or (f"past_key_values.{name}" for name in own))
-        present = list(self.present or (f"present.{name}" for name in own))
+        past = list(self.past or cache_names(past_name, layers))
+        present = list(self.present or cache_names(present_name, layers))
         for names in (past, present):
             if len(names) != 2 * layers:
                 raise ExportError(

@@ -6,6 +6,15 @@ from collections.abc import Sequence
 
 import onnx_ir as ir
 
+from bento_kv.contract.graph_io import (
+    ATTENTION_MASK,
+    BATCH,
+    INPUT_IDS,
+    PAST,
+    PAST_AND_SEQUENCE,
+    POSITION_IDS,
+    SEQUENCE,
+)
 from bento_kv.errors import ExportError
 from bento_kv.export.growing_check import IoNames
 
@@ -23,19 +32,19 @@ def name_interface(
     """
     past, present = names.caches(layers)
     own = {value.name: value for value in graph.inputs}
-    plan = [("input_ids", names.input_ids, ["batch", "sequence"])]
+    plan = [(INPUT_IDS, names.input_ids, [BATCH, SEQUENCE])]
     if mask:
-        plan.append(("attention_mask", names.attention_mask, ["batch", "past + sequence"]))
-    if positions and own["position_ids"].uses():
-        plan.append(("position_ids", names.position_ids, ["batch", "sequence"]))
+        plan.append((ATTENTION_MASK, names.attention_mask, [BATCH, PAST_AND_SEQUENCE]))
+    if positions and own[POSITION_IDS].uses():
+        plan.append((POSITION_IDS, names.position_ids, [BATCH, SEQUENCE]))
     for index, name in enumerate(past):
-        plan.append((f"past.{index // 2}.{index % 2}", name, ["batch", "", "past"]))
+        plan.append((f"past.{index // 2}.{index % 2}", name, [BATCH, "", PAST]))
     ordered = [_declare(own[traced], name, axes, model_type) for traced, name, axes in plan]
     graph.inputs.clear()
     graph.inputs.extend(ordered)
-    _declare(graph.outputs[0], names.logits, ["batch", "sequence"], model_type)
+    _declare(graph.outputs[0], names.logits, [BATCH, SEQUENCE], model_type)
     for value, name in zip(graph.outputs[1:], present, strict=True):
-        _declare(value, name, ["batch", "", "past + sequence"], model_type)
+        _declare(value, name, [BATCH, "", PAST_AND_SEQUENCE], model_type)
     _clear_within(graph)
 
 

@@ -12,21 +12,26 @@ import onnx_ir as ir
 import torch
 from torch import nn
 
+from bento_kv.contract.graph_io import (
+    LOGIT_ROWS,
+    LOGITS,
+    MAX_LENGTH,
+    ROWS,
+    STEP_INPUTS,
+    TOKENS,
+    WIDTH,
+    cache_names,
+    past_name,
+    present_name,
+)
 from bento_kv.contract.manifest import LayerGeometry
 from bento_kv.errors import ExportError, first_line
 from bento_kv.export.attention import PACKED, PackedStep, PassThroughCache, tracing
 from bento_kv.export.rotary import Rotary
 
-STEP_INPUTS = (
-    "input_ids",
-    "position_ids",
-    "gather_index",
-    "scatter_index",
-    "logits_index",
-    "seqlens_k",
-    "query_seqlens",
-    "total_sequence_length",
-)
+# Sizes of the step to trace with: different from each other and from 0 and 1, so that no two axes are taken for one and
+# none is baked.
+_SIZES = {TOKENS: 7, ROWS: 3, WIDTH: 4, MAX_LENGTH: 16, LOGIT_ROWS: 5}
 
 
 class PackedDecoder(nn.Module):
@@ -70,11 +75,6 @@ class PackedDecoder(nn.Module):
         return logits, [step.present[layer] for layer in range(len(past))]
 
 
-def cache_names(layers: int) -> list[str]:
-    """`0.key`, `0.value`, `1.key`, ... in the order of the graph."""
-    return [f"{layer}.{side}" for layer in range(layers) for side in ("key", "value")]
-
-
 def to_onnx(model: Any, layers: Sequence[LayerGeometry], opset: int, rotations: Sequence[Rotary | None]) -> ir.Model:
     """Trace the model and translate it.
 
@@ -89,7 +89,6 @@ def to_onnx(model: Any, layers: Sequence[LayerGeometry], opset: int, rotations: 
     """
     model.set_attn_implementation(PACKED)
     arguments, dynamic = _example(layers)
-    names = cache_names(len(layers))
     with torch.no_grad(), quiet(), _onnx_friendly() as translations:
         try:
             program = torch.onnx.export(
@@ -98,8 +97,8 @@ def to_onnx(model: Any, layers: Sequence[LayerGeometry], opset: int, rotations: 
                 dynamo=True,
                 dynamic_shapes=dynamic,
                 opset_version=opset,
-                input_names=[*STEP_INPUTS, *(f"past_key_values.{name}" for name in names)],
-                output_names=["logits", *(f"present.{name}" for name in names)],
+                input_names=[*(spec.name for spec in STEP_INPUTS), *cache_names(past_name, len(layers))],
+                output_names=[LOGITS, *cache_names(present_name, len(layers))],
                 custom_translation_table=translations,
                 verbose=False,
             )
@@ -114,41 +113,16 @@ def to_onnx(model: Any, layers: Sequence[LayerGeometry], opset: int, rotations: 
 
 
 def _example(layers: Sequence[LayerGeometry]) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
-    """A step to trace with, and which of its axes are symbolic.
-
-    Sizes differ from each other and from 0 and 1, so that no two axes are taken for one and none is baked.
-    """
-    rows, width, length, tokens, logit_rows = 3, 4, 16, 7, 5
-    past = [
-        (torch.zeros(rows, g.kv_heads, length, g.head_dim), torch.zeros(rows, g.kv_heads, length, g.head_dim))
-        for g in layers
+    """A step to trace with, and which of its axes are symbolic."""
+    dims = {axis: torch.export.Dim(axis) for axis in _SIZES}
+    step = [
+        torch.ones([_SIZES[str(axis)] for axis in spec.shape], dtype=getattr(torch, spec.dtype)) for spec in STEP_INPUTS
     ]
-    arguments = (
-        torch.ones(tokens, dtype=torch.int64),
-        torch.arange(tokens),
-        torch.zeros(rows, width, dtype=torch.int64),
-        torch.arange(tokens),
-        torch.arange(logit_rows),
-        torch.full((rows,), 3, dtype=torch.int32),
-        torch.full((rows,), 2, dtype=torch.int32),
-        torch.tensor(width, dtype=torch.int32),
-        past,
-    )
-    dim = torch.export.Dim
-    t, b, w, m, r = dim("tokens"), dim("rows"), dim("width"), dim("max_length"), dim("logit_rows")
-    cache = {0: b, 2: m}
-    dynamic: tuple[Any, ...] = (
-        {0: t},
-        {0: t},
-        {0: b, 1: w},
-        {0: t},
-        {0: r},
-        {0: b},
-        {0: b},
-        {},
-        [(cache, cache) for _ in layers],
-    )
-    return arguments, dynamic
+    symbolic = [{at: dims[str(axis)] for at, axis in enumerate(spec.shape)} for spec in STEP_INPUTS]
+    shapes = [(_SIZES[ROWS], g.kv_heads, _SIZES[MAX_LENGTH], g.head_dim) for g in layers]
+    past = [(torch.zeros(shape), torch.zeros(shape)) for shape in shapes]
+    cache = {0: dims[ROWS], 2: dims[MAX_LENGTH]}
+    return (*step, past), (*symbolic, [(cache, cache) for _ in layers])
 
 
 @contextmanager

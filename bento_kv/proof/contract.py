@@ -8,7 +8,22 @@ from pathlib import Path
 import onnx
 
 from bento_kv.contract.checks import at_most, holds
-from bento_kv.contract.manifest import GROUP_BIAS, GROUPED, Check, Manifest, TensorSpec
+from bento_kv.contract.graph_io import (
+    LOGITS,
+    MAX_LENGTH,
+    ROWS,
+    SIDES,
+    STEP_INPUTS,
+    TensorSpec,
+    cache_names,
+    group_inputs,
+    layer_of,
+    logits_output,
+    past_name,
+    present_name,
+)
+from bento_kv.contract.manifest import Check, Manifest
+from bento_kv.contract.operators import LOCAL_WINDOW_SIZE
 from bento_kv.errors import IntegrityError, ManifestError
 from bento_kv.onnx_file import (
     declared_inputs,
@@ -18,18 +33,6 @@ from bento_kv.onnx_file import (
     nested_graphs,
     opsets,
 )
-
-# The packed step's inputs: dtype and axes. Names are symbols and must stay symbolic.
-STEP_INPUTS: dict[str, tuple[str, tuple[str | int, ...]]] = {
-    "input_ids": ("int64", ("tokens",)),
-    "position_ids": ("int64", ("tokens",)),
-    "gather_index": ("int64", ("rows", "width")),
-    "scatter_index": ("int64", ("tokens",)),
-    "logits_index": ("int64", ("logit_rows",)),
-    "seqlens_k": ("int32", ("rows",)),
-    "query_seqlens": ("int32", ("rows",)),
-    "total_sequence_length": ("int32", ()),
-}
 
 
 def check_contract(directory: Path, manifest: Manifest) -> list[Check]:
@@ -103,7 +106,7 @@ def longest_window(directory: Path, manifest: Manifest) -> int:
         onnx.load(directory / name, format="protobuf", load_external_data=False).graph for name in manifest.graphs
     ]
     nodes = [node for graph in graphs for each in nested_graphs(graph) for node in each.node]
-    windows = [a.i for node in nodes for a in node.attribute if a.name == "local_window_size"]
+    windows = [a.i for node in nodes for a in node.attribute if a.name == LOCAL_WINDOW_SIZE]
     return max(windows, default=0)
 
 
@@ -132,21 +135,15 @@ def _show(spec: TensorSpec | None) -> str:
     return f"{spec.dtype}{list(spec.shape)}" if spec else "missing"
 
 
-def _cache_names(manifest: Manifest, prefix: str) -> list[str]:
-    return [f"{prefix}.{layer}.{side}" for layer in range(len(manifest.layers)) for side in ("key", "value")]
-
-
-def _step_inputs(manifest: Manifest) -> dict[str, tuple[str, tuple[str | int, ...]]]:
-    if manifest.group == 1:
-        return STEP_INPUTS
-    bias = ("rows", 1, manifest.group, "max_length")
-    return {**STEP_INPUTS, GROUPED: ("bool", ()), GROUP_BIAS: ("float", bias)}
+def _step_inputs(manifest: Manifest) -> dict[str, TensorSpec]:
+    return {spec.name: spec for spec in (*STEP_INPUTS, *group_inputs(manifest.group))}
 
 
 def _name_faults(manifest: Manifest, face: _Face) -> list[str]:
     faults = []
-    wanted_in = {*_step_inputs(manifest), *_cache_names(manifest, "past_key_values")}
-    wanted_out = {"logits", *_cache_names(manifest, "present")}
+    layers = len(manifest.layers)
+    wanted_in = {*_step_inputs(manifest), *cache_names(past_name, layers)}
+    wanted_out = {LOGITS, *cache_names(present_name, layers)}
     for kind, wanted, own in (("input", wanted_in, set(face.inputs)), ("output", wanted_out, set(face.outputs))):
         faults += [f"{kind} {name} is missing" for name in sorted(wanted - own)]
         faults += [f"{kind} {name} is not expected" for name in sorted(own - wanted)]
@@ -155,12 +152,11 @@ def _name_faults(manifest: Manifest, face: _Face) -> list[str]:
 
 def _pair_faults(manifest: Manifest, face: _Face) -> list[str]:
     faults = []
-    for past_name, present_name in zip(
-        _cache_names(manifest, "past_key_values"), _cache_names(manifest, "present"), strict=True
-    ):
-        past, present = face.inputs.get(past_name), face.outputs.get(present_name)
+    layers = len(manifest.layers)
+    for before, after in zip(cache_names(past_name, layers), cache_names(present_name, layers), strict=True):
+        past, present = face.inputs.get(before), face.outputs.get(after)
         if past is None or present is None or (past.dtype, past.shape) != (present.dtype, present.shape):
-            faults.append(f"{past_name} is {_show(past)}, {present_name} is {_show(present)}")
+            faults.append(f"{before} is {_show(past)}, {after} is {_show(present)}")
     return faults
 
 
@@ -168,20 +164,20 @@ def _dtype_faults(manifest: Manifest, face: _Face) -> list[str]:
     faults = []
     step = _step_inputs(manifest)
     for name, spec in {**face.inputs, **face.outputs}.items():
-        cached = name.startswith(("past_key_values.", "present.")) and manifest.kv_cache == "int8"
-        expected = step[name][0] if name in step else "int8" if cached else "float"
+        cached = layer_of(name) is not None and manifest.kv_cache == "int8"
+        expected = step[name].dtype if name in step else "int8" if cached else "float"
         if spec.dtype != expected:
             faults.append(f"{name} is {spec.dtype}, not {expected}")
     return faults
 
 
 def _axis_faults(manifest: Manifest, face: _Face) -> list[str]:
-    expected = {name: axes for name, (_, axes) in _step_inputs(manifest).items()}
-    expected["logits"] = ("logit_rows", manifest.vocab_size)
-    for prefix in ("past_key_values", "present"):
-        for layer, g in enumerate(manifest.layers):
-            for side in ("key", "value"):
-                expected[f"{prefix}.{layer}.{side}"] = ("rows", g.kv_heads, "max_length", g.head_dim)
+    expected = {name: spec.shape for name, spec in _step_inputs(manifest).items()}
+    expected[LOGITS] = logits_output(manifest.vocab_size).shape
+    for layer, g in enumerate(manifest.layers):
+        for side in SIDES:
+            axes = (ROWS, g.kv_heads, MAX_LENGTH, g.head_dim)
+            expected |= {past_name(layer, side): axes, present_name(layer, side): axes}
     return [
         f"{name} is {list(spec.shape)}, not {list(expected[name])}"
         for name, spec in {**face.inputs, **face.outputs}.items()

@@ -20,7 +20,15 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from bento_kv.contract.checks import holds
-from bento_kv.contract.manifest import Check, Manifest, TensorSpec, sha256
+from bento_kv.contract.graph_io import TensorSpec
+from bento_kv.contract.manifest import Check, Manifest, sha256
+from bento_kv.contract.operators import (
+    GROUP_QUERY_ATTENTION,
+    K_QUANT_TYPE,
+    KV_CACHE_BIT_WIDTH,
+    V_QUANT_TYPE,
+    AttentionInput,
+)
 from bento_kv.contract.quantization import REDUCED_RANGE, BlockWeights, ColumnWeights
 from bento_kv.contract.reference import WeightReference
 from bento_kv.errors import VerificationError
@@ -47,8 +55,8 @@ QUANTIZED = {
     "QuantizeLinear",
 }
 # What makes GroupQueryAttention keep an int8 cache.
-_CACHE_ATTRIBUTES = {"k_quant_type", "v_quant_type", "kv_cache_bit_width"}
-_CACHE_SCALES = (12, 13)
+_CACHE_ATTRIBUTES = {K_QUANT_TYPE, V_QUANT_TYPE, KV_CACHE_BIT_WIDTH}
+_CACHE_SCALES = (AttentionInput.K_SCALE, AttentionInput.V_SCALE)
 # Of quantized tensors, no other being of so few bits.
 _NARROW = {TensorProto.INT8, TensorProto.UINT8, TensorProto.INT4, TensorProto.UINT4}
 
@@ -138,7 +146,7 @@ class _Graph:
                 if value.type.tensor_type.elem_type == TensorProto.INT8:
                     value.type.tensor_type.elem_type = TensorProto.FLOAT
             for node in each.node:
-                if node.op_type == "GroupQueryAttention":
+                if node.op_type == GROUP_QUERY_ATTENTION:
                     _float_cache(node)
             del each.value_info[:]
         nodes = _used([new for node in graph.node for new in self._restored(node)], {v.name for v in graph.output})

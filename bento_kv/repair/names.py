@@ -11,7 +11,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
-from bento_kv.contract.manifest import TensorSpec
+from bento_kv.contract.graph_io import TensorSpec
 from bento_kv.errors import BentoKVError, first_line
 from bento_kv.onnx_file import declared_inputs, declared_outputs, nested_graphs
 from bento_kv.repair.files import write

@@ -11,7 +11,7 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from bento_kv.contract.manifest import TensorSpec
+from bento_kv.contract.graph_io import TensorSpec
 from bento_kv.errors import DecoderError, first_line
 from bento_kv.runtime.graph import Cache, GraphOutput, cache_length
 from bento_kv.runtime.interface import Axis, CachePair, Interface, Side, recognize

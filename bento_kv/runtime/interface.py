@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from bento_kv.contract.manifest import TensorSpec
+from bento_kv.contract.graph_io import INPUT_IDS, PACKED_NAMES, POSITION_IDS, TensorSpec
 from bento_kv.errors import DecoderError
 
 Side = Literal["key", "value", "both"]
@@ -30,7 +30,6 @@ _FUSED_TRANSPOSED: tuple[Axis, ...] = ("rows_heads", "dim", "time")
 _FLOATS = ("float", "float32", "float16", "bfloat16", "double", "float64")
 _INTEGERS = ("int64", "int32")
 _SIDES: dict[str, Side] = {"key": "key", "keys": "key", "k": "key", "value": "value", "values": "value", "v": "value"}
-_PACKED = {"gather_index", "scatter_index", "query_seqlens", "seqlens_k"}
 # What names of caches speak of, where no input and output of one name tell it.
 _CACHE_WORDS = ("past", "cache", "kv", "key", "value", "present")
 
@@ -106,7 +105,7 @@ class Interface:
 
 def is_packed(inputs: Sequence[TensorSpec]) -> bool:
     """Whether a graph is of the in-place layout, whose steps are packed."""
-    return {spec.name for spec in inputs} >= _PACKED
+    return {spec.name for spec in inputs} >= PACKED_NAMES
 
 
 def recognize(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> Interface:
@@ -122,8 +121,8 @@ def recognize(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> In
     rest = [spec for spec in inputs if spec not in pasts]
     if packed:
         named = {spec.name: spec for spec in rest}
-        ids = named.get("input_ids", rest[0])
-        return Interface(ids, logits, None, named.get("position_ids"), None, (), _pair(pasts, presents), packed=True)
+        ids = named.get(INPUT_IDS, rest[0])
+        return Interface(ids, logits, None, named.get(POSITION_IDS), None, (), _pair(pasts, presents), packed=True)
     mask = _first(rest, lambda s: "mask" in s.name.lower())
     positions = _first(rest, lambda s: "position" in s.name.lower() and "token_type" not in s.name.lower())
     branch = _first(rest, lambda s: s.dtype == "bool" and len(s.shape) <= 1 and s is not mask)

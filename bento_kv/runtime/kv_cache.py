@@ -11,6 +11,7 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from bento_kv.contract.graph_io import SIDES, past_name, present_name
 from bento_kv.contract.manifest import LayerGeometry
 from bento_kv.errors import DecoderError
 
@@ -69,11 +70,11 @@ class InPlaceCache:
     def bind(self, binding: ort.IOBinding, first: int, last: int) -> None:
         """Bind rows `[first, last)` of every buffer to the graph's past inputs and present outputs."""
         for layer, sides in enumerate(self._buffers):
-            for side, buffer in zip(("key", "value"), sides, strict=True):
+            for side, buffer in zip(SIDES, sides, strict=True):
                 view = buffer[first:last]
                 memory = ("cpu", 0, view.dtype, view.shape, view.ctypes.data)
-                binding.bind_input(f"past_key_values.{layer}.{side}", *memory)
-                binding.bind_output(f"present.{layer}.{side}", *memory)
+                binding.bind_input(past_name(layer, side), *memory)
+                binding.bind_output(present_name(layer, side), *memory)
 
     def write(self, slot: int, cache: Sequence[tuple[NDArray[np.generic], NDArray[np.generic]]]) -> None:
         """Put keys and values by layer, `[kv_heads, length, head_dim]`, at the slot's first positions."""

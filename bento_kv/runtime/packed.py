@@ -9,7 +9,22 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from bento_kv.contract.manifest import GROUP_BIAS, GROUPED, LayerGeometry, TensorSpec, spare_positions
+from bento_kv.contract.graph_io import (
+    GATHER_INDEX,
+    GROUP_BIAS,
+    GROUPED,
+    INPUT_IDS,
+    LOGITS,
+    LOGITS_INDEX,
+    POSITION_IDS,
+    QUERY_SEQLENS,
+    SCATTER_INDEX,
+    SEQLENS_K,
+    TOTAL_SEQUENCE_LENGTH,
+    TensorSpec,
+    past_name,
+)
+from bento_kv.contract.manifest import LayerGeometry, spare_positions
 from bento_kv.contract.plan import StepRow
 from bento_kv.errors import DecoderError, first_line
 from bento_kv.runtime.graph import Cache, GraphOutput, cache_length
@@ -61,19 +76,19 @@ def packed_feeds(
     wanted = np.array([row.logits for row in rows])
     asking = np.repeat(np.arange(len(rows)), wanted)
     by_token = {
-        "input_ids": np.fromiter(chain.from_iterable(row.tokens for row in rows), np.int64, ends[-1]),
-        "position_ids": starts[own] + within + position_offset,
-        "scatter_index": slots[own] * width + within,
-        "logits_index": np.arange(len(asking)) + (ends - np.cumsum(wanted))[asking],
+        INPUT_IDS: np.fromiter(chain.from_iterable(row.tokens for row in rows), np.int64, ends[-1]),
+        POSITION_IDS: starts[own] + within + position_offset,
+        SCATTER_INDEX: slots[own] * width + within,
+        LOGITS_INDEX: np.arange(len(asking)) + (ends - np.cumsum(wanted))[asking],
     }
     if even:
         by_token = {name: np.append(array, array[-1:]) if len(array) % 2 else array for name, array in by_token.items()}
     return {
         **by_token,
-        "gather_index": gather,
-        "seqlens_k": seqlens_k,
-        "query_seqlens": query_seqlens,
-        "total_sequence_length": np.array(capacity, np.int32),
+        GATHER_INDEX: gather,
+        SEQLENS_K: seqlens_k,
+        QUERY_SEQLENS: query_seqlens,
+        TOTAL_SEQUENCE_LENGTH: np.array(capacity, np.int32),
     }
 
 
@@ -97,12 +112,10 @@ class PackedGraph:
         self._layers: list[LayerGeometry] = []
         shapes = {spec.name: spec.shape for spec in inputs}
         self._group = int(shapes[GROUP_BIAS][2]) if GROUP_BIAS in shapes else 1
-        while (shape := shapes.get(f"past_key_values.{len(self._layers)}.key")) is not None:
+        while (shape := shapes.get(name := past_name(len(self._layers), "key"))) is not None:
             heads, dim = (shape[1], shape[3]) if len(shape) == 4 else ("?", "?")
             if not isinstance(heads, int) or not isinstance(dim, int):
-                raise DecoderError(
-                    f"past_key_values.{len(self._layers)}.key {list(shape)} does not say its heads and their size"
-                )
+                raise DecoderError(f"{name} {list(shape)} does not say its heads and their size")
             self._layers.append(LayerGeometry(kv_heads=heads, head_dim=dim))
 
     def empty_cache(self, rows: int) -> Cache:
@@ -134,13 +147,13 @@ class PackedGraph:
                 GROUP_BIAS: np.zeros((rows, 1, self._group, cache.capacity), np.float32),
             }
         if positions is not None:
-            feeds["position_ids"] = np.ascontiguousarray(positions, np.int64).reshape(-1)
+            feeds[POSITION_IDS] = np.ascontiguousarray(positions, np.int64).reshape(-1)
         binding = self._session.io_binding()
         try:
             cache.bind(binding, 0, rows)
             for name, array in feeds.items():
                 binding.bind_cpu_input(name, array)
-            binding.bind_output("logits", "cpu")
+            binding.bind_output(LOGITS, "cpu")
             self._session.run_with_iobinding(binding)
         except Exception as error:  # onnxruntime's exceptions share no base class of their own
             raise DecoderError(

@@ -11,7 +11,15 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from bento_kv.contract.manifest import GROUP_BIAS, GROUPED
+from bento_kv.contract.graph_io import (
+    GROUP_BIAS,
+    GROUPED,
+    INPUT_IDS,
+    LOGITS,
+    LOGITS_INDEX,
+    POSITION_IDS,
+    SEQLENS_K,
+)
 from bento_kv.contract.plan import StepRow
 from bento_kv.errors import DecoderError, first_line
 from bento_kv.runtime.group_bias import GroupBias
@@ -65,8 +73,8 @@ class PackedSession:
         feeds = self._feeds(binding, rows, queries, slots, starts, position_offset, grouped=grouped)
         if self._bias is not None and grouped:
             self._bias.newest(slots, starts)
-        logits = self._buffer(len(feeds["logits_index"]))
-        binding.bind_output("logits", "cpu", 0, np.float32, logits.shape, logits.ctypes.data)
+        logits = self._buffer(len(feeds[LOGITS_INDEX]))
+        binding.bind_output(LOGITS, "cpu", 0, np.float32, logits.shape, logits.ctypes.data)
         try:
             self._session.run_with_iobinding(binding)
         except Exception as error:  # onnxruntime's exceptions share no base class of their own
@@ -136,9 +144,9 @@ class _Steady:
 
     def go_on(self, rows: Sequence[StepRow], starts: NDArray[np.int64]) -> None:
         """Change what differs from the last run, in place."""
-        ids, positions = self.feeds["input_ids"], self.feeds["position_ids"]
+        ids, positions = self.feeds[INPUT_IDS], self.feeds[POSITION_IDS]
         ids[: len(rows)] = [row.tokens[0] for row in rows]
         positions[: len(rows)] = starts
         if len(ids) > len(rows):  # there is one more, to make their number even
             ids[-1], positions[-1] = ids[-2], positions[-2]
-        self.feeds["seqlens_k"][self.slots - self.slots.min()] = starts + self.queries[0] - 1
+        self.feeds[SEQLENS_K][self.slots - self.slots.min()] = starts + self.queries[0] - 1

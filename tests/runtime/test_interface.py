@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from bento_kv.contract.manifest import TensorSpec
+from bento_kv.contract.graph_io import TensorSpec
 from bento_kv.errors import DecoderError
 from bento_kv.runtime.interface import Interface, recognize
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 
-from bento_kv.contract.manifest import TensorSpec
+from bento_kv.contract.graph_io import INPUT_IDS, POSITION_IDS, STEP_INPUTS, TensorSpec
 from bento_kv.doctor.export.loading import Opened
 from bento_kv.doctor.records import Finding, GraphAxis
 from bento_kv.runtime.interface import Axis, CachePair, Interface
 
 _AXES: dict[Axis, str] = {"heads": "heads", "dim": "head size"}
-_PACKED_AXES = {"gather_index": 2, "scatter_index": 1, "query_seqlens": 1, "seqlens_k": 1, "logits_index": 1}
+# Of what an in-place graph takes besides tokens and positions, how many axes there are, all of which vary.
+_PACKED_AXES = {spec.name: len(spec.shape) for spec in STEP_INPUTS if spec.name not in (INPUT_IDS, POSITION_IDS)}
 
 
 def check_declared(opened: Opened, *, configured: tuple[int, int] | None = None) -> list[Finding]:

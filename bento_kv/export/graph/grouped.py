@@ -17,11 +17,28 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from bento_kv.contract.manifest import GROUP_BIAS, GROUPED
-from bento_kv.export.graph.nodes import attribute, constant, input_named, only_user, producer, stand_in
+from bento_kv.contract.graph_io import (
+    GATHER_INDEX,
+    GROUP_BIAS,
+    GROUPED,
+    POSITION_IDS,
+    QUERY_SEQLENS,
+    SCATTER_INDEX,
+    SEQLENS_K,
+    group_inputs,
+    is_past,
+)
+from bento_kv.contract.operators import (
+    GROUP_QUERY_ATTENTION,
+    KV_NUM_HEADS,
+    LOCAL_WINDOW_SIZE,
+    NUM_HEADS,
+    AttentionInput,
+    AttentionOutput,
+)
+from bento_kv.export.graph.nodes import attribute, constant, input_at, input_named, only_user, producer, stand_in
 
-# Inputs of GroupQueryAttention by position.
-_QUERY, _SEQLENS_K, _COS_CACHE, _POSITIONS, _BIAS, _HEAD_SINK, _QUERY_SEQLENS = 0, 5, 7, 9, 10, 11, 16
+_PRESENTS = slice(AttentionOutput.PRESENT_KEY, AttentionOutput.PRESENT_VALUE + 1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,7 +64,7 @@ def group_queries(model: ir.Model) -> int:
 
     Returns the number of layers.
     """
-    layers = [_attention(node) for node in list(model.graph) if node.op_type == "GroupQueryAttention"]
+    layers = [_attention(node) for node in list(model.graph) if node.op_type == GROUP_QUERY_ATTENTION]
     whole = [layer for layer in layers if layer is not None]
     groups = {layer.group for layer in whole}
     if len(whole) < len(layers) or len(groups) != 1 or groups == {1}:
@@ -61,11 +78,14 @@ def group_queries(model: ir.Model) -> int:
 
 def _attention(node: ir.Node) -> _Attention | None:
     """The layer whose attention is the node, if it can be grouped."""
-    gather, scatter = producer(node.inputs[_QUERY], "GatherND"), only_user(node.outputs[0], "GatherND")
-    sink = node.inputs[_HEAD_SINK] if len(node.inputs) > _HEAD_SINK else None
-    if gather is None or scatter is None or sink is not None or "local_window_size" in node.attributes:
+    gather, scatter = (
+        producer(node.inputs[AttentionInput.QUERY], "GatherND"),
+        only_user(node.outputs[AttentionOutput.OUTPUT], "GatherND"),
+    )
+    sink = input_at(node, AttentionInput.HEAD_SINK)
+    if gather is None or scatter is None or sink is not None or LOCAL_WINDOW_SIZE in node.attributes:
         return None
-    return _Attention(gather, node, scatter, attribute(node, "num_heads", 0), attribute(node, "kv_num_heads", 0))
+    return _Attention(gather, node, scatter, attribute(node, NUM_HEADS, 0), attribute(node, KV_NUM_HEADS, 0))
 
 
 @dataclass(slots=True)
@@ -78,18 +98,15 @@ class _Inputs:
     _known: dict[str, ir.Value] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        bias = ir.Shape(["rows", 1, self.group, "max_length"])
-        for name, kind, shape in (
-            (GROUPED, ir.DataType.BOOL, ir.Shape([])),
-            (GROUP_BIAS, ir.DataType.FLOAT, bias),
-        ):
-            value = ir.Value(name=name, type=ir.TensorType(kind), shape=shape)
+        for spec in group_inputs(self.group):
+            kind = ir.TensorType(ir.DataType[spec.dtype.upper()])
+            value = ir.Value(name=spec.name, type=kind, shape=ir.Shape(spec.shape))
             # In front of the cache, which is the rest.
             self.model.graph.inputs.insert(self._steps_inputs(), value)
-            self._known[name] = value
+            self._known[spec.name] = value
 
     def _steps_inputs(self) -> int:
-        return sum(not str(value.name).startswith("past_key_values.") for value in self.model.graph.inputs)
+        return sum(not is_past(str(value.name)) for value in self.model.graph.inputs)
 
     def grouped(self) -> ir.Value:
         return self._known[GROUPED]
@@ -100,16 +117,16 @@ class _Inputs:
     def seqlens_k(self) -> ir.Value:
         """`[rows]`: the copies stand behind the newest token."""
         copies = np.array([self.group - 1], np.int32)
-        return self._once("group.seqlens_k", "Add", input_named(self.model, "seqlens_k"), copies)
+        return self._once("group.seqlens_k", "Add", input_named(self.model, SEQLENS_K), copies)
 
     def query_seqlens(self) -> ir.Value:
         """`[rows]`."""
         queries = np.array([self.group], np.int32)
-        return self._once("group.query_seqlens", "Mul", input_named(self.model, "query_seqlens"), queries)
+        return self._once("group.query_seqlens", "Mul", input_named(self.model, QUERY_SEQLENS), queries)
 
     def positions(self) -> ir.Value:
         """`[rows, group]`."""
-        return self._once("group.positions", "Gather", input_named(self.model, "position_ids"), self._tokens())
+        return self._once("group.positions", "Gather", input_named(self.model, POSITION_IDS), self._tokens())
 
     def cells(self, heads: int, kv_heads: int) -> ir.Value:
         """`[rows, group, 3 * kv_heads]`: of each query, which heads of `[tokens * (heads + 2 * kv_heads)]` it has."""
@@ -126,16 +143,14 @@ class _Inputs:
         """`[tokens, heads]`, or `[1, tokens, heads]`: of each token, its heads among `[rows * group * kv_heads]`."""
         own = np.arange(heads).reshape(self.group, kv_heads).T.reshape(-1)
         name = f"group.places.{heads}.{kv_heads}"
-        first = self._once(
-            f"{name}.first", "Mul", input_named(self.model, "scatter_index"), np.array([heads], np.int64)
-        )
+        first = self._once(f"{name}.first", "Mul", input_named(self.model, SCATTER_INDEX), np.array([heads], np.int64))
         axes = np.array([0, 2] if batched else [1], np.int64)
         wide = self._once(f"{name}.wide", "Unsqueeze", first, axes)
         return self._once(name, "Add", wide, own)
 
     def _tokens(self) -> ir.Value:
         """`[rows, group]`: the token of each query."""
-        index = input_named(self.model, "gather_index")
+        index = input_named(self.model, GATHER_INDEX)
         bounds = [np.array([bound], np.int64) for bound in (0, 1, 1)]
         first = self._once("group.first", "Slice", index, *bounds)
         return self._once("group.tokens", "Add", first, np.zeros(self.group, np.int64))
@@ -157,7 +172,7 @@ class _Inputs:
 def _two_forms(model: ir.Model, layer: _Attention, inputs: _Inputs, name: str) -> None:
     """An If over both forms in place of a layer's attention."""
     node = layer.node
-    presents = list(node.outputs[1:3])
+    presents = list(node.outputs[_PRESENTS])
     out = layer.scatter.outputs[0]
     both = ir.Node(
         "",
@@ -190,7 +205,7 @@ def _copy(node: ir.Node, inputs: list[ir.Value | None], name: str, **changed: in
 
 def _branch(nodes: list[ir.Node], attention: ir.Node, name: str) -> ir.Graph:
     """The packed tokens that the last node makes, and the cache."""
-    return ir.Graph([], [nodes[-1].outputs[0], *attention.outputs[1:3]], nodes=nodes, name=name)
+    return ir.Graph([], [nodes[-1].outputs[0], *attention.outputs[_PRESENTS]], nodes=nodes, name=name)
 
 
 def _as_it_was(layer: _Attention, name: str) -> ir.Graph:
@@ -201,7 +216,7 @@ def _as_it_was(layer: _Attention, name: str) -> ir.Graph:
 
 
 def _grouped(model: ir.Model, layer: _Attention, inputs: _Inputs, name: str) -> ir.Graph:
-    cache = layer.node.outputs[1].shape
+    cache = layer.node.outputs[AttentionOutput.PRESENT_KEY].shape
     assert cache is not None
     head_dim = cache[3]
     assert isinstance(head_dim, int)
@@ -213,13 +228,13 @@ def _grouped(model: ir.Model, layer: _Attention, inputs: _Inputs, name: str) -> 
     cells = ir.node("Gather", [heads.outputs[0], inputs.cells(layer.heads, layer.kv_heads)], name=f"{name}.cells")
     packed = ir.node("Reshape", [cells.outputs[0], _shape(model, "group.by_query", [0, 0, -1])], name=f"{name}.queries")
     given = list(layer.node.inputs)
-    given[_QUERY] = packed.outputs[0]
-    given[_SEQLENS_K] = inputs.seqlens_k()
-    given[_BIAS] = inputs.bias()
-    given[_QUERY_SEQLENS] = inputs.query_seqlens()
-    if given[_COS_CACHE] is not None:
-        given[_POSITIONS] = inputs.positions()
-    node = _copy(layer.node, given, name, num_heads=layer.kv_heads)
+    given[AttentionInput.QUERY] = packed.outputs[0]
+    given[AttentionInput.SEQLENS_K] = inputs.seqlens_k()
+    given[AttentionInput.ATTENTION_BIAS] = inputs.bias()
+    given[AttentionInput.QUERY_SEQLENS] = inputs.query_seqlens()
+    if given[AttentionInput.COS_CACHE] is not None:
+        given[AttentionInput.POSITION_IDS] = inputs.positions()
+    node = _copy(layer.node, given, name, **{NUM_HEADS: layer.kv_heads})
     node.outputs[0].shape = None
     flat = ir.node("Reshape", [node.outputs[0], by_head], name=f"{name}.flat")
     places = inputs.places(layer.heads, layer.kv_heads, batched=batched)

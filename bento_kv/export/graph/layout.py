@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
+from bento_kv.contract.graph_io import GATHER_INDEX, LOGITS_INDEX, SCATTER_INDEX
+from bento_kv.contract.operators import GROUP_QUERY_ATTENTION, AttentionInput, AttentionOutput
 from bento_kv.export.graph.nodes import array_of, attribute, constant, input_named, only_user, producer, stand_in
 
 # What may stand between the chosen tokens' hidden states and the logits: it works on the last axis or by element.
@@ -21,11 +23,11 @@ def address_cells(model: ir.Model) -> int:
     count = 0
     pairs = None
     for node in list(model.graph):
-        if node.op_type != "GroupQueryAttention":
+        if node.op_type != GROUP_QUERY_ATTENTION:
             continue
-        flat = only_user(node.outputs[0], "Reshape")
+        flat = only_user(node.outputs[AttentionOutput.OUTPUT], "Reshape")
         scattered = None if flat is None else only_user(flat.outputs[0], "GatherND")
-        gather = producer(node.inputs[0], "GatherND")
+        gather = producer(node.inputs[AttentionInput.QUERY], "GatherND")
         if scattered is None or gather is None:
             continue
         pairs = pairs or _pairs(model)
@@ -33,7 +35,9 @@ def address_cells(model: ir.Model) -> int:
         batched = back is not None and back.outputs[0].shape is not None and len(back.outputs[0].shape) == 3
         last = back if back is not None and batched else scattered
         places = pairs.batched_places if batched else pairs.places
-        out = ir.node("GatherND", [node.outputs[0], places], {"batch_dims": 0}, name=f"{node.name}/out")
+        out = ir.node(
+            "GatherND", [node.outputs[AttentionOutput.OUTPUT], places], {"batch_dims": 0}, name=f"{node.name}/out"
+        )
         stand_in(model, last, [out], [(last.outputs[0], out.outputs[0])])
         squeeze = producer(gather.inputs[0], "Squeeze")
         if squeeze is not None:
@@ -60,7 +64,7 @@ class _Pairs:
 
 def _pairs(model: ir.Model) -> _Pairs:
     """Compute them, at the beginning of the graph."""
-    gather, scatter = input_named(model, "gather_index"), input_named(model, "scatter_index")
+    gather, scatter = input_named(model, GATHER_INDEX), input_named(model, SCATTER_INDEX)
     cells = _batched_index(model, gather, "cells", "cells")
     last = model.graph.initializers["cells.last"]
     first = constant(model, "cells.first", np.array([0], np.int64))
@@ -114,7 +118,7 @@ def choose_tokens_once(model: ir.Model) -> int:
     inner = None if gather is None else producer(gather.inputs[0], "Transpose")
     if outer is None or gather is None or inner is None or chain is None or drop.inputs[0] is None:
         return 0
-    pairs = _batched_index(model, input_named(model, "logits_index"), "tokens", "pairs")
+    pairs = _batched_index(model, input_named(model, LOGITS_INDEX), "tokens", "pairs")
     chosen = ir.node("GatherND", [inner.inputs[0], pairs[-1].outputs[0]], {"batch_dims": 0}, name="tokens/chosen")
     model.graph.insert_before(outer, [*pairs, chosen])
     ir.convenience.replace_all_uses_with(chain, chosen.outputs[0])

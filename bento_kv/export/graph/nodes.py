@@ -14,6 +14,11 @@ def input_named(model: ir.Model, name: str) -> ir.Value:
     return next(value for value in model.graph.inputs if value.name == name)
 
 
+def input_at(node: ir.Node, place: int) -> ir.Value | None:
+    """A node's input by its place, None if it is left out or the node has not so many."""
+    return node.inputs[place] if place < len(node.inputs) else None
+
+
 def constant(model: ir.Model, name: str, array: NDArray[Any]) -> ir.Value:
     """A new initializer."""
     value = ir.Value(name=name, const_value=ir.tensor(np.ascontiguousarray(array), name=name))

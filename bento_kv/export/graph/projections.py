@@ -9,6 +9,7 @@ import onnx_ir as ir
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from bento_kv.contract.operators import GROUP_QUERY_ATTENTION, AttentionInput
 from bento_kv.export.graph.nodes import array_of, attribute, constant, only_user, producer, stand_in
 from bento_kv.export.graph.origins import Origins
 
@@ -119,9 +120,9 @@ def pack_attention_inputs(model: ir.Model, origins: Origins) -> int:
     """
     count = 0
     for node in list(model.graph):
-        if node.op_type != "GroupQueryAttention":
+        if node.op_type != GROUP_QUERY_ATTENTION:
             continue
-        gather = producer(node.inputs[0], "GatherND")
+        gather = producer(node.inputs[AttentionInput.QUERY], "GatherND")
         if gather is None or gather.inputs[0] is None:
             continue
         packed = gather.inputs[0]  # [tokens, N]

@@ -7,10 +7,10 @@ import onnx_ir as ir
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from bento_kv.contract.graph_io import POSITION_IDS
+from bento_kv.contract.operators import GROUP_QUERY_ATTENTION, AttentionInput
 from bento_kv.errors import ExportError
-from bento_kv.export.graph.nodes import constant, input_named
-
-_COS_CACHE, _SIN_CACHE = 7, 8
+from bento_kv.export.graph.nodes import constant, input_at, input_named
 
 
 def rotate_in_attention(model: ir.Model, length: int) -> int:
@@ -22,15 +22,15 @@ def rotate_in_attention(model: ir.Model, length: int) -> int:
 
     Returns the number of nodes.
     """
-    positions = input_named(model, "position_ids")
+    positions = input_named(model, POSITION_IDS)
     tables: dict[bytes, ir.Value] = {}
     count = 0
     for node in model.graph:
-        if node.op_type != "GroupQueryAttention" or len(node.inputs) <= _SIN_CACHE or node.inputs[_COS_CACHE] is None:
+        if node.op_type != GROUP_QUERY_ATTENTION or input_at(node, AttentionInput.COS_CACHE) is None:
             continue
-        for index in (_COS_CACHE, _SIN_CACHE):
-            rows = _evaluate(model, node.inputs[index], positions, length)
-            node.replace_input_with(index, _table(model, "rotary", rows.reshape(length, -1), tables))
+        for place in (AttentionInput.COS_CACHE, AttentionInput.SIN_CACHE):
+            rows = _evaluate(model, node.inputs[place], positions, length)
+            node.replace_input_with(place, _table(model, "rotary", rows.reshape(length, -1), tables))
         count += 1
     return count
 
@@ -44,7 +44,7 @@ def tabulate_rotary(model: ir.Model, max_length: int) -> int:
 
     Returns the number of nodes replaced.
     """
-    positions = input_named(model, "position_ids")
+    positions = input_named(model, POSITION_IDS)
     nodes = [node for node in model.graph if node.op_type in ("Cos", "Sin") and _depends_only_on(node, positions)]
     tables: dict[bytes, ir.Value] = {}
     found: dict[ir.Value, ir.Value] = {}
@@ -84,7 +84,7 @@ def _evaluate(model: ir.Model, value: ir.Value | None, positions: ir.Value, leng
     part = ir.Model(graph, ir_version=model.ir_version)
     graph.opset_imports.update(model.graph.opset_imports)
     session = ort.InferenceSession(ir.to_proto(part).SerializeToString(), providers=["CPUExecutionProvider"])
-    result: NDArray[np.float32] = session.run(None, {"position_ids": np.arange(length, dtype=np.int64)})[0]
+    result: NDArray[np.float32] = session.run(None, {POSITION_IDS: np.arange(length, dtype=np.int64)})[0]
     return result
 
 
