@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from bento_kv.engine.deadlines import Deadlines
 from bento_kv.engine.logits import token_logprobs
 from bento_kv.engine.lookup import Speculation
-from bento_kv.engine.request import Detokenize, FinishReason, Request, StepOutput
+from bento_kv.engine.request import Detokenize, FinishReason, Request, StepOutput, TokenLogprobs
 from bento_kv.engine.sampler import Sampler
 from bento_kv.engine.scheduler import SequenceState
 from bento_kv.engine.text import OutputText
@@ -67,7 +67,7 @@ class Generation:
         self._most_drafts = speculation if asked is None else asked
         self._speculation: Speculation | None = None  # until the first token: who waits has no need of it
         self._sampler = Sampler(request.params, request.prompt_ids)
-        self._text = OutputText(detokenize, request.params.stop)
+        self._text = OutputText(detokenize, request.params.stop, request.prompt_ids)
 
     @property
     def deadline(self) -> float:
@@ -111,7 +111,6 @@ class Generation:
             raise DecoderError(f"the decoder's logits for request {self.request.id} hold NaN or infinity")
         params = self.request.params
         token_id = self._sampler.choose(logits)
-        logprobs = () if params.logprobs is None else (token_logprobs(logits, token_id, params.logprobs),)
         self._sampler.record(token_id)
         self._left -= 1
 
@@ -120,13 +119,18 @@ class Generation:
         if token_id in params.stop_token_ids:  # its own text is not part of the output
             text, stop = self._text.finish()
             stop = token_id if stop is None else stop
+            offset = self._text.offset
         else:
             text, stop = self._text.push(token_id)
+            offset = self._text.offset
             if stop is None and not self._left:
                 tail, stop = self._text.finish()
                 text, reason = text + tail, "length"
         if stop is not None:
             reason = "stop"
+        logprobs: tuple[TokenLogprobs, ...] = ()
+        if params.logprobs is not None:
+            logprobs = (token_logprobs(logits, token_id, params.logprobs, offset=offset),)
         return StepOutput(text=text, token_ids=(token_id,), logprobs=logprobs, finish_reason=reason, stop_reason=stop)
 
     def _speculate(self, chosen: Sequence[int], drafts: int) -> tuple[int, ...]:

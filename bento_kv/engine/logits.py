@@ -111,12 +111,13 @@ def inverse_cdf(weights: Weights, uniform: float) -> int:
     return start + _first_above(np.cumsum(weights[start : start + _BLOCK]), target - before)
 
 
-def token_logprobs(logits: Logits, token_id: int, count: int) -> TokenLogprobs:
-    """Log-probabilities of one token and of the `count` likeliest, in float64, of unprocessed logits."""
+def token_logprobs(logits: Logits, token_id: int, count: int, *, offset: int = 0) -> TokenLogprobs:
+    """Log-probabilities of one token, whose text begins at `offset`, and of the `count` likeliest, in float64, of
+    unprocessed logits."""
     shift = float(logits.max()) + math.log(weigh(logits, 1.0).sum())
     ids = descending(logits, count) if count else np.arange(0)
     top = zip(ids.tolist(), (logits[ids].astype(np.float64) - shift).tolist(), strict=True)
-    return TokenLogprobs(token_id, float(logits[token_id]) - shift, tuple(top))
+    return TokenLogprobs(token_id, float(logits[token_id]) - shift, tuple(top), offset)
 
 
 def _ids(mapping: Mapping[int, Any]) -> Ids:

@@ -69,11 +69,14 @@ class TokenLogprobs:
         token_id: the chosen token.
         logprob: its log-probability.
         top: the likeliest tokens with theirs, likeliest first, ties by id.
+        offset: where the chosen token's text begins in that of the output, in characters; tokens that make a character
+            together begin where it does.
     """
 
     token_id: int
     logprob: float
     top: tuple[tuple[int, float], ...]
+    offset: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

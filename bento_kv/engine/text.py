@@ -42,11 +42,22 @@ class StopSearch:
 
 
 class OutputText:
-    """The text of one output, piece by piece, cut before the first stop text."""
+    """The text of one output, piece by piece, cut before the first stop text.
 
-    def __init__(self, detokenize: Detokenize, stops: Sequence[str]) -> None:
-        self._detokenizer = Detokenizer(detokenize)
+    Args:
+        detokenize: token ids to text.
+        stops: texts that end the output.
+        prompt_ids: what the output continues.
+    """
+
+    def __init__(self, detokenize: Detokenize, stops: Sequence[str], prompt_ids: Sequence[int] = ()) -> None:
+        self._detokenizer = Detokenizer(detokenize, prompt_ids)
         self._search = StopSearch(stops)
+
+    @property
+    def offset(self) -> int:
+        """Where the text of the last token begins in the output's, in characters."""
+        return self._detokenizer.offset
 
     def push(self, token_id: int) -> tuple[str, str | None]:
         """Returns the text that is final now, and the stop text that ends the output, if one does."""

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from bento_kv.engine.detokenizer import INCOMPLETE
 from bento_kv.engine.request import FinishReason, StepOutput, TokenLogprobs
 from bento_kv.server.backend import TextTokenizer
 from bento_kv.text.message import Content, MessageParser
@@ -124,8 +125,7 @@ class TextChoice:
         self._tokenizer = tokenizer
         self._wanted = logprobs
         self._echo = echo
-        self._offset = 0  # characters that the tokens so far stand for
-        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self._offsets = _Offsets()
 
     def deltas(self, addition: Addition) -> list[Json]:
         text = self._echo + addition.text
@@ -153,9 +153,40 @@ class TextChoice:
             forms["tokens"].append(_spell(raw))
             forms["token_logprobs"].append(max(entry.logprob, _LOWEST_LOGPROB))
             forms["top_logprobs"].append(likeliest)
-            forms["text_offset"].append(self._offset)
-            self._offset += len(self._decoder.decode(raw))
+            forms["text_offset"].append(self._offsets.of(entry.offset, raw))
         return forms
+
+
+class _Offsets:
+    """Where tokens begin in a text whose bytes are not all characters.
+
+    The engine holds text back while a character may be incomplete, and gives the tokens of a malformed run the offset of
+    its beginning. Which of its bytes will never be a character shows in the bytes.
+    """
+
+    def __init__(self) -> None:
+        self._decoder = codecs.getincrementaldecoder("utf-8")(errors="replace")
+        self._begin = -1  # of the run
+        self._settled = 0  # characters of it before the next token
+
+    def of(self, offset: int, raw: bytes) -> int:
+        """The offset of the next token, in characters.
+
+        Args:
+            offset: as the engine has it.
+            raw: the token's bytes.
+        """
+        if offset != self._begin:
+            self._begin, self._settled = offset, 0
+            self._decoder.reset()
+        pending = bool(self._decoder.getstate()[0])
+        if not pending and INCOMPLETE not in _spell(raw):
+            return offset + self._settled
+        first = self._decoder.decode(raw[:1])
+        broken = pending and first.startswith(INCOMPLETE)  # the bytes before it end here, and are one character
+        found = offset + self._settled + broken
+        self._settled += len(first) + len(self._decoder.decode(raw[1:]))
+        return found
 
 
 def _logprobs_of(additions: Sequence[Addition]) -> Iterable[TokenLogprobs]:

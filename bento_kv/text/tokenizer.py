@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,9 @@ class Tokenizer:
         self._backend.no_truncation()
         self._backend.no_padding()
         self._special = {token: added.content for token, added in self._backend.get_added_tokens_decoder().items()}
-        self._byte_level = _byte_alphabet() if _uses_byte_level(text) else None
+        decoders = _decoders(text)
+        self._byte_level = _byte_alphabet() if "ByteLevel" in decoders else None
+        self._byte_fallback = "ByteFallback" in decoders
         self._template = _chat_template(directory, config)
 
     @property
@@ -89,7 +92,7 @@ class Tokenizer:
         return self._backend.decode(list(ids), skip_special_tokens=skip_special_tokens)
 
     def token_bytes(self, token_id: int) -> bytes:
-        """The bytes that one token stands for; they need not be whole characters."""
+        """The bytes that one token stands for behind others; they need not be whole characters."""
         if token_id in self._special:
             return self._special[token_id].encode()
         token = self._backend.id_to_token(token_id)
@@ -97,8 +100,15 @@ class Tokenizer:
             return b""
         if self._byte_level is not None:
             return bytes(self._byte_level[symbol] for symbol in token if symbol in self._byte_level)
-        byte = _BYTE_TOKEN.fullmatch(token)
-        return bytes([int(byte[1], 16)]) if byte else token.replace("\u2581", " ").encode()
+        if self._byte_fallback and (byte := _BYTE_TOKEN.fullmatch(token)):
+            return bytes([int(byte[1], 16)])
+        return self.decode([*self._anchor, token_id]).removeprefix(self.decode(self._anchor)).encode()
+
+    @cached_property
+    def _anchor(self) -> list[int]:
+        """A token with text: behind it a decoder drops no space, and joins what it joins."""
+        usual = (token for token in range(self._backend.get_vocab_size()) if token not in self._special)
+        return next(([token] for token in usual if self.decode([token]).isalnum()), [])
 
 
 def _chat_template(directory: Path, config: Mapping[str, Any]) -> ChatTemplate | None:
@@ -111,9 +121,9 @@ def _chat_template(directory: Path, config: Mapping[str, Any]) -> ChatTemplate |
     return ChatTemplate(path.read_text(encoding="utf-8"), tokens)
 
 
-def _uses_byte_level(tokenizer_json: str) -> bool:
+def _decoders(tokenizer_json: str) -> set[str]:
     decoder = json.loads(tokenizer_json).get("decoder") or {}
-    return any(part.get("type") == "ByteLevel" for part in (decoder, *decoder.get("decoders", [])))
+    return {part.get("type") for part in (decoder, *decoder.get("decoders", []))}
 
 
 def _byte_alphabet() -> dict[str, int]:

@@ -15,6 +15,7 @@ from bento_kv.errors import ManifestError, RequestError
 from bento_kv.proof.text import CHATS, PROBES
 from bento_kv.text.chat_template import ChatTemplate
 from bento_kv.text.tokenizer import Tokenizer
+from tests.tokenizers import FORMS
 from tests.zoo import byte_tokenizer
 
 TEMPLATES = {
@@ -111,6 +112,18 @@ def test_tokens_are_transformers_tokens_and_their_bytes_the_text(kind: str, tmp_
         assert ids == theirs(text)["input_ids"]
         joined = b"".join(ours.token_bytes(token) for token in ids).decode()
         assert joined == text if kind == "bytes" else joined.removeprefix(" ") == text
+
+
+@pytest.mark.parametrize("form", [form for form in FORMS if form != "word ends"])  # there the space depends on the next
+def test_the_bytes_of_tokens_joined_are_the_text_behind_others(form: str, tmp_path: Path) -> None:
+    rust = FORMS[form]()
+    PreTrainedTokenizerFast(tokenizer_object=rust).save_pretrained(tmp_path)
+    ours = Tokenizer(tmp_path)
+    for text in ("a is a", "a", "é你", "a.a 's"):
+        ids = ours.encode(text)
+        joined = b"".join(ours.token_bytes(token) for token in ids).decode()
+        anchor = ours.encode("a")
+        assert ours.decode([*anchor, *ids], skip_special_tokens=False) == ours.decode(anchor) + joined
 
 
 def test_special_tokens_have_their_text_as_bytes(tmp_path: Path) -> None:

@@ -86,6 +86,25 @@ def test_logprobs(client: openai.OpenAI) -> None:
         assert [item for part in parts if part is not None for item in getattr(part, name)] == getattr(whole, name)
 
 
+@pytest.mark.parametrize(
+    ("said", "text", "offsets"),
+    [
+        (b"\xe4a", "\ufffda", [0, 1, 2]),
+        (b"\xff\xffa", "\ufffd\ufffda", [0, 1, 2, 3]),
+        (b"a\xff\xc3\xa9b", "a\ufffdéb", [0, 1, 2, 2, 3, 4]),
+        (b"\xe4\xe4\xbd\xa0", "\ufffd你", [0, 1, 1, 1, 2]),
+        (b"\xe4\xbda", "\ufffda", [0, 0, 1, 2]),
+    ],
+)
+def test_offsets_behind_bytes_that_never_become_a_character(
+    client: openai.OpenAI, said: bytes, text: str, offsets: list[int]
+) -> None:
+    choice = client.completions.create(model=MODEL, prompt=list(b"say:" + said + b"|"), logprobs=0).choices[0]
+    assert choice.text == text
+    assert choice.logprobs is not None
+    assert choice.logprobs.text_offset == offsets
+
+
 def test_logprobs_zero_has_the_chosen_token_alone(client: openai.OpenAI) -> None:
     logprobs = client.completions.create(model=MODEL, prompt="say:a|", logprobs=0).choices[0].logprobs
     assert logprobs is not None
