@@ -210,8 +210,9 @@ def test_clients_that_vanish_free_their_slots(server: Server, client: openai.Ope
 
 
 def test_a_key_is_asked_for_when_one_is_set(tmp_path: Path) -> None:
-    environment = {"BENTO_KV_API_KEY": "secret"}
-    with serving("service:LanguageModel", log=tmp_path / "log", environment=environment) as server:
+    environment = {"BENTO_KV_API_KEY": "secret", "PYTHONPATH": str(ROOT)}
+    packaged = "bento_kv.bento.service:LanguageModel"  # served from any folder
+    with serving(packaged, log=tmp_path / "log", environment=environment, directory=tmp_path) as server:
         with pytest.raises(openai.AuthenticationError):
             openai.OpenAI(base_url=f"{server.url}/v1", api_key="wrong").models.list()
         models = openai.OpenAI(base_url=f"{server.url}/v1", api_key="secret").models.list()
