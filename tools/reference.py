@@ -216,7 +216,7 @@ def _public(name: str) -> Any:
 
 def _summary(thing: object) -> str:
     """The first sentence of a docstring."""
-    text = inspect.getdoc(thing) or ""
+    text = inspect.getdoc(getattr(thing, "inner", thing)) or ""  # a BentoML service is an object around its class
     return sentence(re.split(r"(?<=\w)[.:](?:\s|$)", " ".join(text.split("\n\n")[0].split()))[0])
 
 

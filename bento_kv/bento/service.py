@@ -68,6 +68,8 @@ def current_runnable() -> OnnxDecoderRunnable:
     workers=config.workers,
 )
 class LanguageModel:
+    """The packaged service; `bentoml.use_arguments` is read when its module is imported."""
+
     decoder = decoder
 
     @bentoml.on_deployment

@@ -71,7 +71,7 @@ class Sampler:
     processed logit, the lowest id of several.
 
     Args:
-        params: in range, as `Limits.check` leaves them.
+        params: in range, as `RequestLimits.check` leaves them.
         prompt_ids: what the repetition penalty counts as seen.
     """
 
