@@ -19,7 +19,8 @@ from bento_kv.errors import BentoKVError
 
 def served() -> OnnxDecoderRunnable:
     """What answers in this process; the routes below are mounted before it exists."""
-    return bentoml.get_current_service().runnable
+    runnable: OnnxDecoderRunnable = bentoml.get_current_service().runnable
+    return runnable
 
 
 @bentoml.asgi_app(openai_app(served))  # /v1/chat/completions and the others
