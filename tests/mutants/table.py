@@ -20,7 +20,8 @@ at a time, and so are healthy loops. Then the doctor is asked, by the same funct
 Each fault has to be found, blamed on the right part, export or loop, and named by the right id
 **first**. Right decoders and loops, odd ones among them, have to be left in peace.
 
-The decoders are tiny random models, exported by bento_kv: {architectures}.
+The decoders are tiny random models, exported by bento_kv:
+{architectures}.
 One is made by hand in the form that onnxruntime-genai's builder writes. Their layouts are made by
 surgery. No reference model is given but where the table says so.
 
@@ -55,7 +56,7 @@ class Totals:
 
     def __str__(self) -> str:
         return (
-            f"{self.faults} faults: {self.found} found, {self.layer} blamed on the right layer, {self.id} named rightly. "
+            f"{self.faults} faults: {self.found} found, {self.layer} blamed on the right layer, {self.id} named rightly.\n"
             f"{self.right} right decoders and loops: {self.alarms} false alarms."
         )
 
