@@ -19,7 +19,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from bento_kv.bento.store import save_model, store_name
+from bento_kv import VerifiedDecoder, save_model
 from bento_kv.cli import main
 from tests.docs.blocks import ROOT, Block, Command, blocks
 from tests.e2e.server import serving
@@ -48,7 +48,7 @@ def test_guides_have_commands() -> None:
 @pytest.fixture(scope="module")
 def store(demo_decoder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     """The demo is in the model store, as after a first start."""
-    save_model(store_name("demo", "fp32", "fp32", None), demo_decoder, metadata={"asked_max_length": 0})
+    save_model(str(VerifiedDecoder("demo").tag), demo_decoder, metadata={"asked_max_length": 0})
 
 
 @pytest.fixture
