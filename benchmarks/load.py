@@ -34,7 +34,7 @@ from benchmarks.loading.server import ROOT, Server, serving
 from benchmarks.loading.work import FIRST_PLAIN_ID, LLAMAS, Ask, mixed, plain, poisson, random_llama
 from benchmarks.results import FOLDER
 from bento_kv import demo
-from bento_kv.contract.manifest import versions_of
+from bento_kv.contract.versions import versions_of
 from bento_kv.host import processor
 from bento_kv.text.tokenizer import Tokenizer
 

@@ -12,7 +12,7 @@ import onnxruntime as ort
 from onnx import TensorProto, helper
 
 from bento_kv.contract.graph_io import TensorSpec
-from bento_kv.contract.manifest import Precision
+from bento_kv.contract.precision import Precision
 
 _FAR = 100  # a runtime that takes anything would be asked for ever
 _FOUR_BITS = {"MatMulNBits", "MatMulBnb4", "GatherBlockQuantized"}

@@ -8,7 +8,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
-from bento_kv.contract.manifest import sha256
+from bento_kv.contract.files import sha256
 from bento_kv.errors import SourceError, first_line
 
 DEMO = "demo"

@@ -9,7 +9,7 @@ from typing import Any
 
 import onnx
 
-from bento_kv.contract.manifest import MANIFEST_FILE, MODEL_FILE, hash_files
+from bento_kv.contract.files import MANIFEST_FILE, MODEL_FILE, hash_files
 from bento_kv.onnx_file import nested_graphs
 
 

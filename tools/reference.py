@@ -24,13 +24,11 @@ import bento_kv
 from bento_kv import errors
 from bento_kv.bento.arguments import argument_settings
 from bento_kv.cli import main as cli
-from bento_kv.contract import manifest
+from bento_kv.contract.precision import PRECISIONS
 from bento_kv.doctor import faults
-from bento_kv.doctor.export import probe, reference
 from bento_kv.engine.config import EngineConfig
 from bento_kv.engine.request import SamplingParams
 from bento_kv.engine.settings import Setting, settings
-from bento_kv.proof import quality
 from bento_kv.server import metric_table, protocol
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -289,10 +287,10 @@ def limits() -> str:
         (
             (
                 code(name),
-                *(f"{value:g}" for value in (allowed.kl, allowed.top1, allowed.perplexity)),
-                *(f"{each[name]:g}" for each in (manifest._GOLDEN_LIMITS, probe.LIMITS, reference._LIMITS)),
+                *(f"{value:g}" for value in (row.quality.kl, row.quality.top1, row.quality.perplexity)),
+                *(f"{value:g}" for value in (row.golden, row.self_consistency, row.against_reference)),
             )
-            for name, allowed in quality.LIMITS.items()
+            for name, row in PRECISIONS.items()
         ),
     )
 

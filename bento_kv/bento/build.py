@@ -17,8 +17,10 @@ from bentoml.exceptions import BentoMLException, NotFound
 from bentoml.models import BentoModel
 
 from bento_kv import __version__
-from bento_kv.bento.store import MODULE, check_proof, get, save_model, versions
-from bento_kv.contract.manifest import MANIFEST_FILE, Manifest, sha256
+from bento_kv.bento.store import MODULE, get, save_model, versions
+from bento_kv.contract.files import MANIFEST_FILE, sha256
+from bento_kv.contract.manifest import Manifest
+from bento_kv.contract.verification import check_proof
 from bento_kv.errors import BentoKVError, ManifestError, SourceError
 from bento_kv.source import DEMO, ModelSource, hide_progress_bars
 

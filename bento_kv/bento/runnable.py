@@ -12,10 +12,11 @@ from typing import Any, Unpack
 import bentoml
 from bentoml.legacy import Runnable
 
-from bento_kv.bento.store import check_proof, get, locate
+from bento_kv.bento.store import get, locate
 from bento_kv.bento.tracing import RequestSpans, bentoml_tracer
 from bento_kv.contract.decoder import Decoder
 from bento_kv.contract.manifest import Source
+from bento_kv.contract.verification import check_proof
 from bento_kv.engine.config import EngineConfig
 from bento_kv.engine.drain import Drain
 from bento_kv.engine.engine import Engine

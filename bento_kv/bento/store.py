@@ -9,34 +9,10 @@ from pathlib import Path
 import bentoml
 from bentoml.exceptions import BentoMLException, NotFound
 
-from bento_kv.contract.manifest import MANIFEST_FILE, Manifest, Verification, sha256
-from bento_kv.errors import IntegrityError, SourceError, VerificationError, first_line
+from bento_kv.contract.verification import check_proof
+from bento_kv.errors import SourceError, first_line
 
 MODULE = "bento_kv"
-
-
-def check_proof(directory: Path) -> tuple[Manifest, Verification]:
-    """Read a decoder directory and insist on its proof: passed, of this manifest, of these files.
-
-    Raises:
-        ManifestError: the directory is not a decoder, or was never verified.
-        IntegrityError: a file is not the one that was proven.
-        VerificationError: the proof failed.
-    """
-    manifest = Manifest.read(directory)
-    record = Verification.read(directory)
-    if record.manifest_sha256 != sha256(directory / MANIFEST_FILE):
-        raise IntegrityError(
-            f"{directory}: its manifest was changed after the proof; run `bento-kv verify` on it again"
-        )
-    manifest.check_files(directory)
-    if record.golden_limit > manifest.golden_limit:
-        raise VerificationError(f"{directory}: golden_limit is wider than its precision, {manifest.coarsest}, allows")
-    if not record.passed:
-        failed = [check for layer in (record.export, record.loop) for check in layer.checks if not check.passed]
-        first = f": {failed[0].id} ({failed[0].explain})" if failed else ""
-        raise VerificationError(f"{directory}: its proof failed{first}")
-    return manifest, record
 
 
 def save_model(name: str, directory: str | Path, *, metadata: Mapping[str, str | int] | None = None) -> bentoml.Model:

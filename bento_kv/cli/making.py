@@ -9,6 +9,7 @@ from typing import Any
 import click
 
 from bento_kv.cli.group import as_json_option, main, progress
+from bento_kv.contract.precision import CACHE_ELEMENTS, EXPORTED
 
 
 @main.command()
@@ -16,13 +17,13 @@ from bento_kv.cli.group import as_json_option, main, progress
 @click.option("-o", "--output", "directory", required=True, type=click.Path(path_type=Path), help="Directory to write.")
 @click.option(
     "--precision",
-    type=click.Choice(["fp32", "int8", "int4"]),
+    type=click.Choice(EXPORTED),
     default="fp32",
     show_default=True,
     help="Of the weights.",
 )
 @click.option(
-    "--kv-cache", type=click.Choice(["fp32", "int8"]), default="fp32", show_default=True, help="Of the cache."
+    "--kv-cache", type=click.Choice(list(CACHE_ELEMENTS)), default="fp32", show_default=True, help="Of the cache."
 )
 @click.option(
     "--block-size", type=click.Choice(["16", "32", "64", "128", "256"]), help="int4: weights that share a scale [128]."

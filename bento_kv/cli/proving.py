@@ -29,7 +29,8 @@ def verify(
     TARGET may be another exporter's directory too; with --reference, what it was exported from, it gets a manifest.json.
     """
     from bento_kv.bento.store import locate
-    from bento_kv.contract.manifest import MANIFEST_FILE, Manifest
+    from bento_kv.contract.files import MANIFEST_FILE
+    from bento_kv.contract.manifest import Manifest
     from bento_kv.proof.parity import TorchReference
     from bento_kv.proof.proof import prove
     from bento_kv.proof.report import render, render_html

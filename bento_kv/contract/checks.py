@@ -9,21 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bento_kv.contract.decoder import Decoder
-from bento_kv.contract.manifest import Check, Precision
+from bento_kv.contract.precision import FP32_LIMIT
+from bento_kv.contract.verification import Check
 
-# fp32 against fp32 with other kernels: rounding only. Errors are taken relative to the largest reference value, at
-# least 1, because logits and keys of some models run into the hundreds.
-FP32_LIMIT = 1e-4
-# Where activations are rounded to 8 bits, what differs by 1e-6 before ends in another of their steps now and then, and the
-# next layers take it from there: 0.02 to 0.04 of the largest logit were seen. Mode `full` has no such differences, and the
-# equalities that it allows prove the loop.
-QUANTIZED_LIMIT = 0.1
 _MASKED = 1e30
-
-
-def rounding(precision: Precision) -> float:
-    """What other kernels and chunks may change in a decoder's results, relative to the largest."""
-    return FP32_LIMIT if precision == "fp32" else QUANTIZED_LIMIT
 
 
 def at_most(id: str, measured: float, limit: float, explain: str) -> Check:

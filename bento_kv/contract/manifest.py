@@ -1,36 +1,22 @@
-"""The contract between the two worlds: what a decoder directory holds, and the proof that it was tested.
+"""`manifest.json`: what a decoder directory holds.
 
-`manifest.json` is written by the export and binds every file by its hash; `verification.json` is written by the proof
-and binds the manifest. The serving world reads both and nothing else of the export world.
+It is written by the export and binds every file by its hash; `verification.json` is written by the proof and binds the
+manifest. The serving world reads both and nothing else of the export world.
 """
 
 from __future__ import annotations
 
-import hashlib
-import platform
-from collections.abc import Iterable, Mapping
-from importlib import metadata
 from pathlib import Path
 from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
+from bento_kv.contract.files import MANIFEST_FILE, MODEL_FILE, check_hashes
 from bento_kv.contract.graph_io import GROUP_BIAS, TensorSpec
+from bento_kv.contract.precision import PRECISIONS, KvCache, Precision, PrecisionTraits, coarsest
 from bento_kv.contract.record import Record, read_record, write_record
-from bento_kv.errors import IntegrityError
-
-MODEL_FILE = "model.onnx"
-DATA_FILE = "model.onnx.data"
-MANIFEST_FILE = "manifest.json"
-VERIFICATION_FILE = "verification.json"
 
 Layout = Literal["in-place", "growing"]
-Precision = Literal["fp32", "fp16", "int8", "int4"]
-KvCache = Literal["fp32", "int8"]
-
-# What another machine's kernels may change in a golden logit, relative to the step's largest. Activations rounded to 8 bits
-# make much of little: a value that differs by 1e-6 is in another step now and then.
-_GOLDEN_LIMITS: Mapping[Precision, float] = {"fp32": 1e-3, "fp16": 1e-3, "int8": 0.1, "int4": 0.1}
 
 
 class Source(Record):
@@ -101,7 +87,12 @@ class Manifest(Record):
     @property
     def coarsest(self) -> Precision:
         """Of the precisions of weights and cache, the one that decides how close results can come to the source's."""
-        return "int8" if self.precision == "fp32" and self.kv_cache == "int8" else self.precision
+        return coarsest(self.precision, self.kv_cache)
+
+    @property
+    def traits(self) -> PrecisionTraits:
+        """What depends on how its weights are stored."""
+        return PRECISIONS[self.precision]
 
     @property
     def group(self) -> int:
@@ -116,7 +107,7 @@ class Manifest(Record):
     @property
     def golden_limit(self) -> float:
         """What another machine may change in a golden logit, relative to the step's largest."""
-        return _GOLDEN_LIMITS[self.coarsest]
+        return PRECISIONS[self.coarsest].golden
 
     @model_validator(mode="after")
     def _names_the_graphs(self) -> Self:
@@ -134,122 +125,10 @@ class Manifest(Record):
         write_record(self, directory / MANIFEST_FILE)
 
     def check_files(self, directory: Path) -> None:
-        """Compare every file's hash with the manifest's.
-
-        Raises:
-            IntegrityError: a file is missing, was changed, or was added.
-        """
-        unknown = sorted(_files_of(directory) - set(self.files))
-        if unknown:
-            raise IntegrityError(f"{directory / unknown[0]} is not in the manifest; remove it or export again")
-        for name, expected in self.files.items():
-            path = directory / name
-            if not path.is_file():
-                raise IntegrityError(f"{path} is missing; the manifest lists it. Export the decoder again.")
-            if sha256(path) != expected:
-                raise IntegrityError(
-                    f"{path} was changed after the export: its sha256 is not the manifest's. Export the decoder again."
-                )
+        """Compare every file's hash with the manifest's; see `check_hashes`."""
+        check_hashes(directory, self.files)
 
 
 def spare_positions(group: int) -> int:
     """Positions beyond a row's last one that a step may write to: copies of its newest token, which nothing reads."""
     return max(1, group - 1)
-
-
-class Check(Record):
-    """One check of a proof. `measured` and `limit` are in the unit that `explain` names; passed is measured <= limit."""
-
-    id: str
-    passed: bool
-    measured: float | None
-    limit: float | None
-    explain: str
-
-
-class LayerProof(Record):
-    """The checks of one layer of the problem: the export, or the loop."""
-
-    passed: bool
-    checks: tuple[Check, ...]
-
-    @model_validator(mode="after")
-    def _follows_from_the_checks(self) -> Self:
-        if self.passed and not (self.checks and all(check.passed for check in self.checks)):
-            raise ValueError("it says passed, and its checks do not")
-        return self
-
-
-class GoldenStep(Record):
-    """The token that greedy decoding took, and the likeliest tokens with their logits, likeliest first."""
-
-    token: int
-    top: tuple[tuple[int, float], ...]
-
-
-class GoldenPrompt(Record):
-    """A prompt and what the proven decoder answered, step by step; replayed where the decoder is loaded."""
-
-    prompt: tuple[int, ...]
-    steps: tuple[GoldenStep, ...]
-
-
-class Verification(Record):
-    """`verification.json`, bound to its manifest by hash. `golden_limit` bounds a golden logit's deviation at load."""
-
-    schema_: Literal["bento_kv.verification/1"] = Field("bento_kv.verification/1", alias="schema")
-    passed: bool
-    manifest_sha256: str
-    export: LayerProof
-    loop: LayerProof
-    golden: tuple[GoldenPrompt, ...]
-    golden_limit: float = Field(le=max(_GOLDEN_LIMITS.values()))
-    machine: dict[str, str]
-    versions: dict[str, str]
-    created: str
-    seconds: float
-
-    @model_validator(mode="after")
-    def _follows_from_the_layers(self) -> Self:
-        if self.passed and not (self.export.passed and self.loop.passed and self.golden):
-            raise ValueError("it says passed, and its layers do not, or it has no golden prompts")
-        return self
-
-    @classmethod
-    def read(cls, directory: Path) -> Self:
-        """Read and validate; raises ManifestError."""
-        return read_record(cls, directory / VERIFICATION_FILE, remedy="`bento-kv verify` writes one")
-
-    def write(self, directory: Path) -> None:
-        write_record(self, directory / VERIFICATION_FILE)
-
-
-def sha256(path: Path) -> str:
-    """Hex digest of a file's content."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def hash_files(directory: Path) -> dict[str, str]:
-    """Hashes of all files of a decoder directory but the two records themselves."""
-    return {name: sha256(directory / name) for name in sorted(_files_of(directory))}
-
-
-def _files_of(directory: Path) -> set[str]:
-    """All files below a decoder directory but the two records, and the one that BentoML's model store adds."""
-    own = {MANIFEST_FILE, VERIFICATION_FILE, "model.yaml"}
-    return {str(path.relative_to(directory)) for path in directory.rglob("*") if path.is_file()} - own
-
-
-def versions_of(packages: Iterable[str]) -> dict[str, str]:
-    """Installed versions, Python's and bento_kv's among them; packages that are not installed are left out."""
-    from bento_kv import __version__
-
-    # Our own is known even where the package stands in a folder and was not installed, as inside a bento.
-    found = {"python": platform.python_version(), "bento-kv": __version__}
-    for package in packages:
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return found

@@ -6,8 +6,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from bento_kv.contract.manifest import versions_of
 from bento_kv.contract.reference import NumericReference
+from bento_kv.contract.versions import versions_of
 from bento_kv.doctor.advice import checklist, todo
 from bento_kv.doctor.export.judge import ExportJudgement, Progress, judge_export
 from bento_kv.doctor.export.loading import Opened, open_decoder_file

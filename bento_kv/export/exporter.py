@@ -8,7 +8,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
@@ -16,15 +16,18 @@ from typing import Any, TypeVar
 import onnx
 import onnx_ir as ir
 
-from bento_kv.contract import manifest as contract
+from bento_kv.contract.files import DATA_FILE, MANIFEST_FILE, hash_files
 from bento_kv.contract.graph_io import TensorSpec
+from bento_kv.contract.manifest import Manifest, Source, spare_positions
+from bento_kv.contract.precision import CACHE_ELEMENTS, EXPORTED, KvCache, Precision
+from bento_kv.contract.versions import versions_of
 from bento_kv.errors import ExportError
+from bento_kv.export.forms import FORMS, chosen, quantized
 from bento_kv.export.graph import clean_up, optimize
 from bento_kv.export.graph.cache import quantize_cache
 from bento_kv.export.graph.grouped import group_queries
 from bento_kv.export.graph.origins import Origins
-from bento_kv.export.graph.projections import fold_transposes
-from bento_kv.export.graph.quantized import Quantization, Weights, use_blocks, use_columns
+from bento_kv.export.graph.quantized import Quantization
 from bento_kv.export.kv_scales import cache_scales
 from bento_kv.export.model import Survey, fix_rotary, load_config, load_model, survey
 from bento_kv.export.storage import save
@@ -35,9 +38,6 @@ from bento_kv.source import ModelSource
 DEFAULT_OPSET = 23
 MIN_OPSET = 23  # torch's exporter writes RMSNormalization and RotaryEmbedding, which came with it
 MIN_LENGTH = 32  # shorter ones leave the proof nothing to cut into steps
-PRECISIONS: tuple[contract.Precision, ...] = ("fp32", "int8", "int4")
-KV_CACHES: tuple[contract.KvCache, ...] = ("fp32", "int8")
-PREFILL_FILE = "prefill.onnx"
 _PACKAGES = ("torch", "transformers", "onnx", "onnxscript", "onnx-ir", "onnxruntime", "numpy")
 
 Progress = Callable[[str], None]
@@ -54,7 +54,7 @@ def export(
     opset: int = DEFAULT_OPSET,
     force: bool = False,
     progress: Progress = lambda _: None,
-) -> contract.Manifest:
+) -> Manifest:
     """Write a decoder directory.
 
     Args:
@@ -74,9 +74,9 @@ def export(
         SourceError: the model cannot be found or read.
         ExportError: it cannot be exported as asked.
     """
-    known = _one_of("precision", precision, PRECISIONS)
-    elements = _one_of("kv_cache", kv_cache, KV_CACHES)
-    how = _way(known, quantization)
+    known = _one_of("precision", precision, EXPORTED)
+    elements = _one_of("kv_cache", kv_cache, tuple(CACHE_ELEMENTS))
+    how = chosen(known, quantization)
     _check_opset(opset)
     check_target(directory, force=force)
     progress(f"reading {source}")
@@ -85,10 +85,10 @@ def export(
     with _staged(directory, force=force) as staging:
         made = _graphs(read, known, elements, how, length, opset, progress)
         progress("writing weights")
-        save(made.graphs, staging, contract.DATA_FILE)
+        save(made.graphs, staging, DATA_FILE)
         write_companions(read.source, read.tokenizer, read.generation, staging)
         last = list(made.graphs.values())[-1]
-        record = contract.Manifest(
+        record = Manifest(
             source=read.origin(),
             architecture=type(read.model).__name__,
             layout="in-place",
@@ -103,8 +103,8 @@ def export(
             vocab_size=read.facts.vocab_size,
             max_length=length,
             token_ids=token_ids(read.tokenizer, read.generation),
-            files=contract.hash_files(staging),
-            versions=contract.versions_of(_PACKAGES),
+            files=hash_files(staging),
+            versions=versions_of(_PACKAGES),
             passes=made.passes,
             weights=made.weights,
             reduce_range=bool(made.weights) and how.reduce_range,
@@ -135,9 +135,9 @@ class _Read:
         fix_rotary(model)
         return cls(found, tokenizer, generation, model, facts)
 
-    def origin(self) -> contract.Source:
+    def origin(self) -> Source:
         found = self.source
-        return contract.Source(id=found.id, revision=found.revision, weights_sha256=found.weights_sha256())
+        return Source(id=found.id, revision=found.revision, weights_sha256=found.weights_sha256())
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,8 +151,8 @@ class _Made:
 
 def _graphs(
     read: _Read,
-    precision: contract.Precision,
-    kv_cache: contract.KvCache,
+    precision: Precision,
+    kv_cache: KvCache,
     how: Quantization,
     length: int,
     opset: int,
@@ -163,13 +163,13 @@ def _graphs(
     progress(f"tracing {type(model).__name__}, {len(facts.layers)} layers")
     graph = to_onnx(model, facts.layers, opset, facts.rotations)
     # Only what is quantized has to be found again.
-    sought = () if precision == "fp32" else model.named_parameters()
+    sought = model.named_parameters() if precision in FORMS else ()
     origins = Origins({name: each.detach().numpy() for name, each in sought if each.ndim == 2})
-    passes = optimize(graph, length, length + contract.spare_positions(facts.group), origins)
+    passes = optimize(graph, length, length + spare_positions(facts.group), origins)
     if kv_cache == "int8":
         progress("finding the ranges of keys and values")
         quantize_cache(graph, cache_scales(model, read.tokenizer, length))
-    graphs, weights = _quantized(graph, precision, how, origins, progress)
+    graphs, weights = quantized(graph, precision, how, origins, progress)
     for each in graphs.values():
         passes["group_queries"] = group_queries(each)
         clean_up(each)
@@ -195,35 +195,6 @@ def _one_of(name: str, value: str, allowed: Sequence[Choice]) -> Choice:
     raise ExportError(f"{name} {value!r} is not one of: {', '.join(allowed)}")
 
 
-def _way(precision: contract.Precision, asked: Quantization | None) -> Quantization:
-    if asked is None:
-        return Quantization(reduce_range=precision == "int4")
-    if precision == "int4" or (precision == "int8" and replace(asked, reduce_range=True) == Quantization()):
-        return asked
-    but = ", where reduce_range alone can" if precision == "int8" else ""
-    raise ExportError(f"how weights are quantized can be chosen for precision int4, not for {precision}{but}")
-
-
-def _quantized(
-    graph: ir.Model, precision: contract.Precision, how: Quantization, origins: Origins, progress: Progress
-) -> tuple[dict[str, ir.Model], dict[str, tuple[str, ...]]]:
-    """The graphs of a precision by file name, the one for prompts first, and what their quantized weights are made of."""
-    if precision == "fp32":
-        return {contract.MODEL_FILE: graph}, {}
-    progress(f"quantizing to {precision}")
-    fold_transposes(graph)
-    weights = Weights.find(graph, origins)
-    graphs = {contract.MODEL_FILE: graph}
-    if precision == "int8":
-        use_columns(graph, weights, how)
-    else:
-        prefill = graph.clone()
-        use_columns(prefill, weights, how)
-        use_blocks(graph, weights, how)
-        graphs = {PREFILL_FILE: prefill, **graphs}
-    return graphs, weights.origins
-
-
 def check_target(directory: Path, *, force: bool) -> None:
     """Refuse early what `_staged` would refuse late.
 
@@ -234,7 +205,7 @@ def check_target(directory: Path, *, force: bool) -> None:
         return
     if not force:
         raise ExportError(f"{directory} exists already; give --force to replace it, or another directory")
-    if not directory.is_dir() or (any(directory.iterdir()) and not (directory / contract.MANIFEST_FILE).is_file()):
+    if not directory.is_dir() or (any(directory.iterdir()) and not (directory / MANIFEST_FILE).is_file()):
         raise ExportError(f"{directory} is not a decoder directory, so --force does not replace it; give another one")
 
 

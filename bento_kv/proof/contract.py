@@ -22,8 +22,9 @@ from bento_kv.contract.graph_io import (
     past_name,
     present_name,
 )
-from bento_kv.contract.manifest import Check, Manifest
+from bento_kv.contract.manifest import Manifest
 from bento_kv.contract.operators import LOCAL_WINDOW_SIZE
+from bento_kv.contract.verification import Check
 from bento_kv.errors import IntegrityError, ManifestError
 from bento_kv.onnx_file import (
     declared_inputs,

@@ -8,10 +8,11 @@ from functools import partial
 import numpy as np
 from numpy.typing import NDArray
 
-from bento_kv.contract.checks import FP32_LIMIT, Worst, at_most, difference, scaled_error
+from bento_kv.contract.checks import Worst, at_most, difference, scaled_error
 from bento_kv.contract.decoder import Decoder
-from bento_kv.contract.manifest import Check
 from bento_kv.contract.plan import StepPlan, StepRow
+from bento_kv.contract.precision import FP32_LIMIT
+from bento_kv.contract.verification import Check
 from bento_kv.proof.effort import WALKS, block_edges
 
 SMALL = (1, 2, 3, 5, 16)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from bento_kv.contract.checks import holds
-from bento_kv.contract.manifest import Check
+from bento_kv.contract.verification import Check
 from bento_kv.doctor.diagnose import check_export
 from bento_kv.doctor.faults import EXPORT_FAULTS
 

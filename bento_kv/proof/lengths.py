@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from bento_kv.contract.checks import FP32_LIMIT, Worst, at_most, scaled_error
+from bento_kv.contract.checks import Worst, at_most, scaled_error
 from bento_kv.contract.decoder import Decoder
-from bento_kv.contract.manifest import Check
 from bento_kv.contract.plan import StepPlan, StepRow
+from bento_kv.contract.precision import FP32_LIMIT
 from bento_kv.contract.reference import Truth
+from bento_kv.contract.verification import Check
 
 LAST_STEPS = 16
 

@@ -6,11 +6,12 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from bento_kv.contract.checks import FP32_LIMIT, Worst, at_most, scaled_error
+from bento_kv.contract.checks import Worst, at_most, scaled_error
 from bento_kv.contract.decoder import Decoder
-from bento_kv.contract.manifest import Check
 from bento_kv.contract.plan import StepPlan, StepRow
+from bento_kv.contract.precision import FP32_LIMIT
 from bento_kv.contract.reference import LayerArrays, NumericReference, Truth
+from bento_kv.contract.verification import Check
 
 DECODE_STEPS = 64
 FAR_TOKENS = 8

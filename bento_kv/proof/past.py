@@ -12,9 +12,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from bento_kv.contract.checks import FP32_LIMIT, Worst, at_most, scaled_error
-from bento_kv.contract.manifest import Check
+from bento_kv.contract.checks import Worst, at_most, scaled_error
+from bento_kv.contract.precision import FP32_LIMIT
 from bento_kv.contract.reference import LayerArrays, NumericReference
+from bento_kv.contract.verification import Check
 from bento_kv.runtime.graph import CachedGraph
 
 STEP_TOKENS = (1, 3)

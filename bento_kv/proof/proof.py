@@ -11,10 +11,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Protocol
 
-from bento_kv.contract import manifest as contract
 from bento_kv.contract.decoder import Decoder
-from bento_kv.contract.manifest import Check, GoldenPrompt, LayerProof, Manifest, Verification
+from bento_kv.contract.files import MANIFEST_FILE, sha256
+from bento_kv.contract.manifest import Manifest
 from bento_kv.contract.reference import NumericReference, WeightReference
+from bento_kv.contract.verification import Check, GoldenPrompt, PartProof, Verification
+from bento_kv.contract.versions import versions_of
 from bento_kv.errors import DecoderError
 from bento_kv.host import available_cpus, processor
 from bento_kv.proof.contract import check_contract
@@ -77,7 +79,7 @@ def prove(
             compared = any(check.id == "decode-logits" for check in book.checks["export"])
             failed = Check(id="runs", passed=False, measured=None, limit=None, explain=str(error))
             book.checks["loop" if compared else "export"].append(failed)
-    record = book.close(contract.sha256(directory / contract.MANIFEST_FILE), manifest.golden_limit)
+    record = book.close(sha256(directory / MANIFEST_FILE), manifest.golden_limit)
     record.write(directory)
     return record
 
@@ -137,7 +139,7 @@ class _Book:
             golden=self.golden if passed else (),
             golden_limit=golden_limit,
             machine=processor(),
-            versions=contract.versions_of(_PACKAGES),
+            versions=versions_of(_PACKAGES),
             created=datetime.now(UTC).isoformat(timespec="seconds"),
             seconds=round(self._seconds, 1),
         )
@@ -147,5 +149,5 @@ class _Book:
         return time.monotonic() - self._began
 
 
-def _layer(checks: Sequence[Check]) -> LayerProof:
-    return LayerProof(passed=bool(checks) and all(check.passed for check in checks), checks=tuple(checks))
+def _layer(checks: Sequence[Check]) -> PartProof:
+    return PartProof(passed=bool(checks) and all(check.passed for check in checks), checks=tuple(checks))

@@ -32,9 +32,10 @@ from numpy.typing import NDArray
 
 from bento_kv.contract.checks import at_most
 from bento_kv.contract.decoder import Decoder
-from bento_kv.contract.manifest import Check, Precision
 from bento_kv.contract.plan import StepPlan, StepRow
+from bento_kv.contract.precision import PRECISIONS, Precision, PrecisionTraits
 from bento_kv.contract.reference import NumericReference
+from bento_kv.contract.verification import Check
 from bento_kv.errors import BentoKVError
 from bento_kv.proof.effort import TEXT_LENGTH, TEXTS_TOGETHER
 from bento_kv.proof.passages import CONVERSATIONS, PASSAGES
@@ -45,29 +46,6 @@ _AT_ONCE = 16  # positions compared at once, in float64, as vocabularies are lar
 _SHORTEST = 8
 
 Logits = NDArray[np.float32]
-
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """Of a precision; see the module."""
-
-    kl: float
-    top1: float
-    perplexity: float
-    remedy: str = ""  # what brings a decoder nearer to its reference
-
-
-LIMITS: Mapping[Precision, Limits] = {
-    "fp32": Limits(kl=1e-5, top1=0.0, perplexity=1e-3),
-    "fp16": Limits(kl=1e-3, top1=0.01, perplexity=5e-3),
-    "int8": Limits(kl=0.02, top1=0.05, perplexity=0.05, remedy="`--precision fp32` and `--kv-cache fp32` have none"),
-    "int4": Limits(
-        kl=0.25,
-        top1=0.2,
-        perplexity=0.2,
-        remedy="`--edge-layers 2`, `--block-size 32` and `--precision int8` each make it smaller",
-    ),
-}
 
 
 class TextEncoder(Protocol):
@@ -112,11 +90,12 @@ class Divergence:
             self.gained.extend((theirs[rows, tokens] - ours[rows, tokens]).tolist())
             self.surprise.extend((-theirs[rows, tokens]).tolist())
 
-    def checks(self, phase: str, limits: Limits) -> Iterator[Check]:
-        """The three checks of a phase, `prefill` or `decode`."""
+    def checks(self, phase: str, traits: PrecisionTraits) -> Iterator[Check]:
+        """The three checks of a phase, `prefill` or `decode`, of a decoder of some precision."""
+        limits = traits.quality
         kl = np.array(self.kl)
         mean = float(kl.mean()) if len(kl) else float("nan")
-        remedy = f". To export with: {limits.remedy}" if limits.remedy and not mean <= limits.kl else ""
+        remedy = f". To export with: {traits.remedy}" if traits.remedy and not mean <= limits.kl else ""
         decided, other = np.array(self.decided, bool), np.array(self.other, bool)
         changed = int((decided & other).sum())
         ratio = float(np.mean(self.gained)) if self.gained else float("nan")
@@ -182,8 +161,8 @@ def check_quality(
     together = min(TEXTS_TOGETHER, decoder.slots)
     for at in range(0, len(sequences), together):
         _compare(decoder, reference, sequences[at : at + together], prefilled, decoded)
-    limits = LIMITS[precision]
-    return [*prefilled.checks("prefill", limits), *decoded.checks("decode", limits)]
+    traits = PRECISIONS[precision]
+    return [*prefilled.checks("prefill", traits), *decoded.checks("decode", traits)]
 
 
 def _compare(

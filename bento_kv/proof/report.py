@@ -7,7 +7,8 @@ from pathlib import Path
 
 from jinja2 import Environment, StrictUndefined
 
-from bento_kv.contract.manifest import Check, Manifest, Verification
+from bento_kv.contract.manifest import Manifest
+from bento_kv.contract.verification import Check, Verification
 
 _TITLES = {"export": "Export layer: is the graph right?", "loop": "Loop layer: are the steps right?"}
 # What may change no bit, and the checks that measure by how much it does.

@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from bento_kv.contract.checks import Worst, at_most, difference, of_any_chunks
 from bento_kv.contract.decoder import Decoder
-from bento_kv.contract.manifest import Check
 from bento_kv.contract.plan import StepPlan, StepRow
+from bento_kv.contract.verification import Check
 
 _WIDEST = 128
 _COMPARED = 3

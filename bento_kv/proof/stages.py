@@ -10,11 +10,12 @@ from typing import Generic, Literal, TypeVar
 
 import numpy as np
 
-from bento_kv.contract.checks import rounding
 from bento_kv.contract.decoder import Decoder
-from bento_kv.contract.manifest import Check, Manifest
+from bento_kv.contract.manifest import Manifest
 from bento_kv.contract.plan import Exactness
+from bento_kv.contract.precision import PRECISIONS
 from bento_kv.contract.reference import NumericReference, Truth
+from bento_kv.contract.verification import Check
 from bento_kv.doctor.export.loading import open_cached
 from bento_kv.proof.contract import longest_window
 from bento_kv.proof.effort import SEQUENCE, Effort
@@ -104,7 +105,7 @@ def stages(
     """
     effort = Effort.plan(manifest, model.operations, SLOTS)
     probes = Probes(manifest, longest_window(directory, manifest), effort.longest)
-    limit = rounding(manifest.coarsest)
+    limit = PRECISIONS[manifest.coarsest].rounding
     comparison = ThreadComparison(probes.short, threads, limit)
 
     def decoder(exact: Exactness, length: int, threads: int = threads, at: Path = directory) -> Callable[[], Decoder]:

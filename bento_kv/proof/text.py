@@ -9,7 +9,7 @@ from typing import Protocol
 import numpy as np
 
 from bento_kv.contract.checks import holds
-from bento_kv.contract.manifest import Check
+from bento_kv.contract.verification import Check
 from bento_kv.errors import BentoKVError
 from bento_kv.proof.texts import CHATS, PROBES
 from bento_kv.text.tokenizer import Tokenizer

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from bento_kv.contract.checks import FP32_LIMIT, at_most, scaled_error
+from bento_kv.contract.checks import at_most, scaled_error
 from bento_kv.contract.decoder import Decoder
-from bento_kv.contract.manifest import Check
 from bento_kv.contract.plan import StepPlan, StepRow
+from bento_kv.contract.precision import FP32_LIMIT
+from bento_kv.contract.verification import Check
 
 COUNTS = (1, 2)
 _PROMPT = 100

@@ -20,8 +20,9 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from bento_kv.contract.checks import holds
+from bento_kv.contract.files import sha256
 from bento_kv.contract.graph_io import TensorSpec
-from bento_kv.contract.manifest import Check, Manifest, sha256
+from bento_kv.contract.manifest import Manifest
 from bento_kv.contract.operators import (
     GROUP_QUERY_ATTENTION,
     K_QUANT_TYPE,
@@ -31,6 +32,7 @@ from bento_kv.contract.operators import (
 )
 from bento_kv.contract.quantization import REDUCED_RANGE, BlockWeights, ColumnWeights
 from bento_kv.contract.reference import WeightReference
+from bento_kv.contract.verification import Check
 from bento_kv.errors import VerificationError
 from bento_kv.onnx_file import nested_graphs
 from bento_kv.proof.floats import TWIN_DATA, FloatWeights, NotReducible

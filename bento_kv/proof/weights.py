@@ -8,12 +8,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bento_kv.contract.checks import Worst, at_most
-from bento_kv.contract.manifest import Check
+from bento_kv.contract.precision import PRECISIONS
 from bento_kv.contract.quantization import BlockWeights, ColumnWeights
+from bento_kv.contract.verification import Check
 
 # Frobenius norm of the error over that of the weight. Normal weights come to 0.08 to 0.11 with 4 bits and 0.005 to 0.008
 # with 8, outliers take it to about twice that; 2 bits come to 0.45 and more, a weight of another layer to 1.4.
-WEIGHT_LIMITS = {4: 0.3, 8: 0.05}
+WEIGHT_LIMITS = {row.bits: row.weight_error for row in PRECISIONS.values() if row.weight_error is not None}
 # The same of values that share a scale, relative to them. Rounding to nearest cannot reach it in 4 bits: where one value
 # takes all 15 steps and 255 others vanish, it comes to 0.73. A scale that is twice too large comes to 1.
 BLOCK_LIMIT = 0.75

@@ -13,7 +13,9 @@ import onnx
 from google.protobuf.message import DecodeError
 from transformers import GenerationConfig, PreTrainedConfig
 
-from bento_kv.contract import manifest as contract
+from bento_kv.contract.files import hash_files
+from bento_kv.contract.manifest import LayerGeometry, Manifest, Source
+from bento_kv.contract.versions import versions_of
 from bento_kv.errors import ExportError, UnsupportedArchitecture
 from bento_kv.export.model import load_config, max_positions
 from bento_kv.export.tokenizer import load_generation_config, load_tokenizer, token_ids, write_companions
@@ -28,7 +30,7 @@ _PACKAGES = ("transformers", "onnx", "onnxruntime", "numpy")
 _PROMPT = 3  # tokens of a run that shows the vocabulary's size
 
 
-def adopt(directory: Path, source: str, *, max_length: int | None = None) -> contract.Manifest:
+def adopt(directory: Path, source: str, *, max_length: int | None = None) -> Manifest:
     """Write the manifest of a decoder with a growing cache, and the companions that it lacks, into its directory.
 
     Args:
@@ -63,8 +65,8 @@ def adopt(directory: Path, source: str, *, max_length: int | None = None) -> con
     tokenizer = load_tokenizer(found)
     generation = load_generation_config(found, config)
     _complete(directory, found, tokenizer, generation)
-    record = contract.Manifest(
-        source=contract.Source(id=found.id, revision=found.revision, weights_sha256=found.weights_sha256()),
+    record = Manifest(
+        source=Source(id=found.id, revision=found.revision, weights_sha256=found.weights_sha256()),
         architecture=(config.architectures or [config.model_type])[0],
         layout="growing",
         precision=weights,
@@ -77,8 +79,8 @@ def adopt(directory: Path, source: str, *, max_length: int | None = None) -> con
         vocab_size=_vocab_size(graph, empty),
         max_length=max_length or _max_length(config),
         token_ids=token_ids(tokenizer, generation),
-        files=contract.hash_files(directory),
-        versions=contract.versions_of(_PACKAGES),
+        files=hash_files(directory),
+        versions=versions_of(_PACKAGES),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
     record.write(directory)
@@ -104,8 +106,8 @@ def _max_length(config: PreTrainedConfig) -> int:
         raise UnsupportedArchitecture(f"{error}; say how long a sequence may be with --max-length") from error
 
 
-def _geometry(empty: Cache) -> tuple[contract.LayerGeometry, ...]:
-    return tuple(contract.LayerGeometry(kv_heads=key.shape[1], head_dim=key.shape[3]) for key, _ in empty)
+def _geometry(empty: Cache) -> tuple[LayerGeometry, ...]:
+    return tuple(LayerGeometry(kv_heads=key.shape[1], head_dim=key.shape[3]) for key, _ in empty)
 
 
 def _vocab_size(graph: GrowingGraph, empty: Cache) -> int:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 from bento_kv.contract.manifest import Manifest
 from bento_kv.contract.plan import Exactness, StepPlan, StepRow
+from bento_kv.contract.precision import CACHE_ELEMENTS
 from bento_kv.errors import DecoderError, ManifestError
 from bento_kv.host import available_cpus
 from bento_kv.runtime.group_bias import GroupBias
@@ -66,13 +67,12 @@ class OnnxDecoder:
                 "exported for"
             )
         self.exact = exact
-        dtype = np.int8 if self.manifest.kv_cache == "int8" else np.float32
+        dtype = CACHE_ELEMENTS[self.manifest.kv_cache].numpy
         self.cache = InPlaceCache(self.manifest.layers, slots, length, dtype, spare=self.manifest.spare)
         bias = GroupBias(slots, self.manifest.group, self.cache.capacity) if self.manifest.group > 1 else None
         self._grouped = self._groups(threads or available_cpus())
         # In mode `full` one graph computes everything, since another's weights would give other bits.
         files = self.manifest.graphs if exact == "batch" else self.manifest.graphs[-1:]
-        even = self.manifest.precision == "int4"
         graphs = [
             PackedSession(
                 open_session(
@@ -84,7 +84,7 @@ class OnnxDecoder:
                 self.cache,
                 vocab_size,
                 bias,
-                even=even,
+                tokens_in_pairs=self.manifest.traits.tokens_in_pairs,
             )
             for file in files
         ]

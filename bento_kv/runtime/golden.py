@@ -9,8 +9,8 @@ import numpy as np
 import onnxruntime as ort
 
 from bento_kv.contract.decoder import Decoder
-from bento_kv.contract.manifest import GoldenPrompt, GoldenStep, Verification
 from bento_kv.contract.plan import StepPlan, StepRow
+from bento_kv.contract.verification import GoldenPrompt, GoldenStep, Verification
 from bento_kv.errors import VerificationError
 from bento_kv.host import processor
 

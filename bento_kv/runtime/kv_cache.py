@@ -15,9 +15,6 @@ from bento_kv.contract.graph_io import SIDES, past_name, present_name
 from bento_kv.contract.manifest import LayerGeometry
 from bento_kv.errors import DecoderError
 
-# What a graph may declare.
-Element = type[np.float32] | type[np.int8]
-
 
 class InPlaceCache:
     """Buffers `[slots, kv_heads, max_length + spare, head_dim]` by layer and side.
@@ -38,7 +35,7 @@ class InPlaceCache:
         layers: Sequence[LayerGeometry],
         slots: int,
         max_length: int,
-        dtype: Element = np.float32,
+        dtype: type[np.generic] = np.float32,
         *,
         spare: int = 1,
     ) -> None:
@@ -115,7 +112,7 @@ class InPlaceCache:
             yield from sides
 
 
-def zeros(shape: tuple[int, ...], dtype: Element) -> NDArray[Any]:
+def zeros(shape: tuple[int, ...], dtype: type[np.generic]) -> NDArray[Any]:
     """Zeros whose memory is committed a small page at a time.
 
     numpy asks for huge pages, and each head of each slot has a page of its own: the first token of a slot of a 135M model

@@ -39,7 +39,7 @@ def packed_feeds(
     capacity: int,
     position_offset: int = 0,
     *,
-    even: bool = False,
+    tokens_in_pairs: bool = False,
 ) -> dict[str, NDArray[np.generic]]:
     """The graph's inputs but the cache.
 
@@ -49,7 +49,7 @@ def packed_feeds(
         first, last: the range of slots that is bound, `[first, last)`.
         capacity: positions of a slot's buffer.
         position_offset: added to the tokens' positions, not to their places in the cache.
-        even: repeat the last token, and the last of the logits, where their number is odd. Nothing attends to the
+        tokens_in_pairs: repeat the last token, and the last of the logits, where their number is odd. Nothing attends to the
             copy, and it is not written; its logits come behind the others.
     """
     # By row.
@@ -81,7 +81,7 @@ def packed_feeds(
         SCATTER_INDEX: slots[own] * width + within,
         LOGITS_INDEX: np.arange(len(asking)) + (ends - np.cumsum(wanted))[asking],
     }
-    if even:
+    if tokens_in_pairs:
         by_token = {name: np.append(array, array[-1:]) if len(array) % 2 else array for name, array in by_token.items()}
     return {
         **by_token,

@@ -38,14 +38,19 @@ class PackedSession:
         cache: that it reads and writes.
         vocab_size: width of the logits.
         bias: of a graph that takes query heads as queries of one head; None for others.
-        even: give it an even number of tokens, whose results then do not depend on their number. The operator on blocks
-            of weights takes tokens two by two, and one that is left alone by other arithmetic.
+        tokens_in_pairs: give it an even number of tokens; see `PrecisionTraits`.
     """
 
     def __init__(
-        self, session: ort.InferenceSession, cache: InPlaceCache, vocab_size: int, bias: GroupBias | None, *, even: bool
+        self,
+        session: ort.InferenceSession,
+        cache: InPlaceCache,
+        vocab_size: int,
+        bias: GroupBias | None,
+        *,
+        tokens_in_pairs: bool,
     ) -> None:
-        self._even = even
+        self._tokens_in_pairs = tokens_in_pairs
         self._session = session
         self._cache = cache
         self._vocab_size = vocab_size
@@ -101,7 +106,9 @@ class PackedSession:
             self._steady.go_on(rows, starts)
             return self._steady.feeds
         first, last = int(slots.min()), int(slots.max()) + 1
-        feeds = packed_feeds(rows, queries, first, last, self._cache.capacity, position_offset, even=self._even)
+        feeds = packed_feeds(
+            rows, queries, first, last, self._cache.capacity, position_offset, tokens_in_pairs=self._tokens_in_pairs
+        )
         if self._bias is not None:
             feeds[GROUPED] = _SWITCH[grouped]
         for name, array in feeds.items():

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from bento_kv.contract.manifest import MANIFEST_FILE
+from bento_kv.contract.files import MANIFEST_FILE
 from bento_kv.demo import path
 from bento_kv.export.exporter import export
 from recipes.demo.cases import JUDGED, LITERALS, case, literal

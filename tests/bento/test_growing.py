@@ -14,7 +14,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from bento_kv import EngineConfig, OnnxDecoderRunnable, save_model
-from bento_kv.bento.store import check_proof
+from bento_kv.contract.verification import check_proof
 from bento_kv.errors import DecoderError, ExportError, IntegrityError, VerificationError
 from bento_kv.proof.parity import TorchReference
 from bento_kv.proof.proof import prove

@@ -11,7 +11,8 @@ import bentoml
 import pytest
 
 import bento_kv
-from bento_kv.bento.store import check_proof, locate, versions
+from bento_kv.bento.store import locate, versions
+from bento_kv.contract.verification import check_proof
 from bento_kv.errors import BentoKVError, IntegrityError, ManifestError, SourceError, VerificationError
 from tests.damage import change_graph, flip_weight_byte, set_attention
 

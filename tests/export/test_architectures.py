@@ -7,7 +7,7 @@ from pathlib import Path
 import onnx
 import pytest
 
-from bento_kv.contract.manifest import MODEL_FILE
+from bento_kv.contract.files import MODEL_FILE
 from bento_kv.export.exporter import export
 from bento_kv.proof.parity import TorchReference
 from bento_kv.proof.proof import prove

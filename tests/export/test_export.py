@@ -9,7 +9,8 @@ import onnx
 import pytest
 from transformers import AutoTokenizer
 
-from bento_kv.contract.manifest import MODEL_FILE, Manifest
+from bento_kv.contract.files import MODEL_FILE
+from bento_kv.contract.manifest import Manifest
 from bento_kv.errors import IntegrityError
 from bento_kv.export.exporter import export
 from bento_kv.onnx_file import nested_graphs

@@ -54,7 +54,8 @@ def test_law_6_what_is_verified_is_what_is_served(
 def _other_scale(directory: Path) -> None:
     """Files, manifest and record are brought in line by hand; only the numbers give it away."""
     change_graph(directory, lambda model: set_attention(model, 0, "scale", 0.3), manifest={})
-    from bento_kv.contract.manifest import Verification, sha256
+    from bento_kv.contract.files import sha256
+    from bento_kv.contract.verification import Verification
 
     record = Verification.read(directory)
     record.model_copy(update={"manifest_sha256": sha256(directory / "manifest.json")}).write(directory)

@@ -8,7 +8,7 @@ from pathlib import Path
 import onnx
 import pytest
 
-from bento_kv.contract.manifest import Verification
+from bento_kv.contract.verification import Verification
 from bento_kv.export.exporter import export
 from bento_kv.proof import effort
 from bento_kv.proof.parity import TorchReference

@@ -14,7 +14,9 @@ import pytest
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
-from bento_kv.contract.manifest import Manifest, Verification, sha256
+from bento_kv.contract.files import sha256
+from bento_kv.contract.manifest import Manifest
+from bento_kv.contract.verification import Verification
 from bento_kv.errors import VerificationError
 from bento_kv.export.exporter import export
 from bento_kv.host import available_cpus

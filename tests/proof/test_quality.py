@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -10,24 +11,25 @@ import pytest
 from numpy.typing import NDArray
 
 from bento_kv import demo
+from bento_kv.contract.precision import PRECISIONS, PrecisionTraits, QualityLimits
 from bento_kv.contract.quantization import BlockWeights
 from bento_kv.proof.effort import TEXT_LENGTH
 from bento_kv.proof.passages import CONVERSATIONS, PASSAGES
-from bento_kv.proof.quality import LIMITS, Divergence, Limits, probe_sequences
+from bento_kv.proof.quality import Divergence, probe_sequences
 from bento_kv.proof.weights import WeightErrors
 from bento_kv.text.tokenizer import Tokenizer
 from tests.quantized import blocks
 
 Floats = NDArray[np.float32]
 VOCAB = 50
-LOOSE = Limits(kl=1.0, top1=1.0, perplexity=10.0)
+LOOSE = replace(PRECISIONS["int4"], quality=QualityLimits(kl=1.0, top1=1.0, perplexity=10.0))
 
 
-def _measured(seen: Divergence, limits: Limits = LOOSE) -> dict[str, float | None]:
+def _measured(seen: Divergence, limits: PrecisionTraits = LOOSE) -> dict[str, float | None]:
     return {check.id.removesuffix("-decode"): check.measured for check in seen.checks("decode", limits)}
 
 
-def _passed(seen: Divergence, limits: Limits = LOOSE) -> dict[str, bool]:
+def _passed(seen: Divergence, limits: PrecisionTraits = LOOSE) -> dict[str, bool]:
     return {check.id.removesuffix("-decode"): check.passed for check in seen.checks("decode", limits)}
 
 
@@ -92,7 +94,7 @@ def test_what_is_no_number_fails_and_what_is_impossible_does_not() -> None:
 def test_too_large_a_divergence_says_how_to_make_it_smaller() -> None:
     expected = _logits(30)
     near, far = (
-        next(iter(_seen(expected + noise, expected, [1] * 30).checks("decode", LIMITS["int4"])))
+        next(iter(_seen(expected + noise, expected, [1] * 30).checks("decode", PRECISIONS["int4"])))
         for noise in (0.0, 9.0 * np.random.default_rng(0).standard_normal(expected.shape, np.float32))
     )
     assert near.passed
@@ -102,7 +104,7 @@ def test_too_large_a_divergence_says_how_to_make_it_smaller() -> None:
 
 
 def test_limits_grow_as_bits_shrink() -> None:
-    ordered = [LIMITS[precision] for precision in ("fp32", "fp16", "int8", "int4")]
+    ordered = [PRECISIONS[precision].quality for precision in ("fp32", "fp16", "int8", "int4")]
     for one, other in pairwise(ordered):
         assert one.kl < other.kl
         assert one.top1 < other.top1

@@ -13,7 +13,8 @@ import pytest
 from numpy.typing import NDArray
 
 from bento_kv import demo
-from bento_kv.contract.manifest import Manifest, Verification
+from bento_kv.contract.manifest import Manifest
+from bento_kv.contract.verification import Verification
 from bento_kv.export.exporter import export
 from bento_kv.proof.parity import TorchReference
 from bento_kv.proof.proof import prove

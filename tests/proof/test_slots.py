@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from bento_kv.contract.manifest import Check
 from bento_kv.contract.plan import Exactness, StepPlan
+from bento_kv.contract.verification import Check
 from bento_kv.proof.exactness import check_neighbours
 from bento_kv.proof.slots import check_full, check_reuse
 from bento_kv.proof.threads import ThreadComparison

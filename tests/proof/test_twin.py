@@ -9,7 +9,9 @@ from pathlib import Path
 import onnx
 import pytest
 
-from bento_kv.contract.manifest import MODEL_FILE, Check, Manifest
+from bento_kv.contract.files import MODEL_FILE
+from bento_kv.contract.manifest import Manifest
+from bento_kv.contract.verification import Check
 from bento_kv.errors import VerificationError
 from bento_kv.export.exporter import export
 from bento_kv.proof.parity import TorchReference

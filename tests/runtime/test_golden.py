@@ -10,8 +10,8 @@ import onnxruntime as ort
 import pytest
 from numpy.typing import NDArray
 
-from bento_kv.contract.manifest import Verification
 from bento_kv.contract.plan import StepPlan
+from bento_kv.contract.verification import Verification
 from bento_kv.errors import VerificationError
 from bento_kv.host import processor
 from bento_kv.runtime.decoder import OnnxDecoder

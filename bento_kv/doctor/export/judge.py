@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from bento_kv.contract.precision import PRECISIONS
 from bento_kv.contract.reference import NumericReference
 from bento_kv.doctor.export.appended import check_lengths, check_present
 from bento_kv.doctor.export.declared import check_declared
@@ -16,7 +17,7 @@ from bento_kv.doctor.export.driven import (
     measure_steps,
 )
 from bento_kv.doctor.export.loading import Opened, measured_vocab_size
-from bento_kv.doctor.export.probe import LIMITS, Probe
+from bento_kv.doctor.export.probe import Probe
 from bento_kv.doctor.export.reference import check_reference
 from bento_kv.doctor.export.rows import check_cached_rows, check_mask, check_rows
 from bento_kv.doctor.export.sizes import Acceptance, RunSizes
@@ -119,7 +120,9 @@ class _Examination:
         if acceptance.one_token_steps and not self._opened.one_token_steps:
             self._notes.append("behind a past the graph takes one token at a time: no chunked prefill, no speculation")
         chunk = not (self._opened.one_token_steps or acceptance.one_token_steps)
-        probe = Probe(graph, self._vocab_size, LIMITS[precision(self._opened.models[-1])], chunk=chunk)
+        probe = Probe(
+            graph, self._vocab_size, PRECISIONS[precision(self._opened.models[-1])].self_consistency, chunk=chunk
+        )
         self._tried = True
         return probe
 

@@ -11,8 +11,8 @@ import onnxruntime as ort
 from google.protobuf.message import DecodeError
 from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 
+from bento_kv.contract.files import MANIFEST_FILE
 from bento_kv.contract.graph_io import TensorSpec
-from bento_kv.contract.manifest import MANIFEST_FILE
 from bento_kv.doctor.records import Finding
 from bento_kv.errors import BentoKVError, DecoderError
 from bento_kv.onnx_file import (

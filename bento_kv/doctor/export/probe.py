@@ -15,8 +15,6 @@ REEXPORT = (
     "no cache to pass on."
 )
 LENGTH = 12
-# What rounding may amount to, relative to the largest logit: fp32 by other kernels; halves; activations in 8 bits.
-LIMITS = {"fp32": 1e-4, "fp16": 2e-2, "int8": 1e-1, "int4": 1e-1}
 
 
 class Probe:

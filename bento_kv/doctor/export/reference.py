@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from bento_kv.contract.manifest import Precision
+from bento_kv.contract.precision import PRECISIONS, Precision
 from bento_kv.contract.reference import NumericReference
 from bento_kv.doctor.export.probe import Probe
 from bento_kv.doctor.records import Finding
-
-# Weights of few bits differ from torch's by what the bits leave out, which is not the export's fault.
-_LIMITS: dict[Precision, float] = {"fp32": 1e-3, "fp16": 2e-2, "int8": 3e-1, "int4": 1.0}
 
 
 def check_reference(
@@ -22,7 +19,7 @@ def check_reference(
         The largest error over the reference's largest logit, None if it is not finite; and what is wrong with it.
     """
     expected = reference.logits(probe.ids[0].tolist())
-    logits, limit = probe.full.logits[0], _LIMITS[precision]
+    logits, limit = probe.full.logits[0], PRECISIONS[precision].against_reference
     error = probe.error(logits, expected)
     measured = float(error) if np.isfinite(error) else None
     if error <= limit:

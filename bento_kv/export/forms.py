@@ -1,0 +1,85 @@
+"""How the weights of each precision are stored, and what of it can be chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields
+
+import onnx_ir as ir
+
+from bento_kv.contract.files import MODEL_FILE
+from bento_kv.contract.precision import Precision
+from bento_kv.errors import ExportError
+from bento_kv.export.graph.origins import Origins
+from bento_kv.export.graph.projections import fold_transposes
+from bento_kv.export.graph.quantized import Quantization, Weights, use_blocks, use_columns
+
+PREFILL_FILE = "prefill.onnx"
+
+Progress = Callable[[str], None]
+_EVERYTHING = frozenset(field.name for field in fields(Quantization))
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """Of a precision whose weights are quantized.
+
+    Attributes:
+        default: what is done unless asked otherwise.
+        choices: what of it can be chosen.
+        store: quantizes a graph with its weights; the graphs by file name, the one for prompts first.
+    """
+
+    default: Quantization
+    choices: frozenset[str]
+    store: Callable[[ir.Model, Weights, Quantization], dict[str, ir.Model]]
+
+
+def _in_columns(graph: ir.Model, weights: Weights, how: Quantization) -> dict[str, ir.Model]:
+    use_columns(graph, weights, how)
+    return {MODEL_FILE: graph}
+
+
+def _in_blocks(graph: ir.Model, weights: Weights, how: Quantization) -> dict[str, ir.Model]:
+    """Blocks read the least for few tokens, columns compute fastest for the many of a prompt."""
+    prefill = graph.clone()
+    use_columns(prefill, weights, how)
+    use_blocks(graph, weights, how)
+    return {PREFILL_FILE: prefill, MODEL_FILE: graph}
+
+
+FORMS: Mapping[Precision, Form] = {
+    "int8": Form(Quantization(reduce_range=False), frozenset({"reduce_range"}), _in_columns),
+    "int4": Form(Quantization(), _EVERYTHING, _in_blocks),
+}
+
+
+def chosen(precision: Precision, asked: Quantization | None) -> Quantization:
+    """How to store weights: as asked, if that can be chosen, else by the precision's default.
+
+    Raises:
+        ExportError: it cannot be chosen for this precision.
+    """
+    form = FORMS.get(precision)
+    if asked is None:
+        return form.default if form else Quantization()
+    usual = Quantization()
+    changed = {name for name in _EVERYTHING if getattr(asked, name) != getattr(usual, name)}
+    if form and changed <= form.choices:
+        return asked
+    free = ", ".join(name for name, each in FORMS.items() if each.choices == _EVERYTHING)
+    but = f", where {', '.join(sorted(form.choices))} alone can" if form else ""
+    raise ExportError(f"how weights are quantized can be chosen for precision {free}, not for {precision}{but}")
+
+
+def quantized(
+    graph: ir.Model, precision: Precision, how: Quantization, origins: Origins, progress: Progress
+) -> tuple[dict[str, ir.Model], dict[str, tuple[str, ...]]]:
+    """The graphs of a precision by file name, the one for prompts first, and what their quantized weights are made of."""
+    form = FORMS.get(precision)
+    if form is None:
+        return {MODEL_FILE: graph}, {}
+    progress(f"quantizing to {precision}")
+    fold_transposes(graph)
+    weights = Weights.find(graph, origins)
+    return form.store(graph, weights, how), weights.origins
