@@ -99,8 +99,32 @@ def _filled(text: str) -> str:
 
 
 def _option(parameter: click.Parameter, context: click.Context) -> tuple[str, str] | None:
-    record = parameter.get_help_record(context)
-    return None if record is None or not record[1] else (code(record[0]), record[1].replace("  ", " "))
+    """Its names and what may follow them, and what it does; arguments are in the usage line already."""
+    if not isinstance(parameter, click.Option) or parameter.hidden:
+        return None
+    names = " / ".join(", ".join(each) for each in (parameter.opts, parameter.secondary_opts) if each)
+    takes_value = not (parameter.is_flag or parameter.count)
+    metavar = parameter.type.name.split()[0].upper() if takes_value else ""
+    sentences = [parameter.help or "", *_values(parameter)]
+    extra = parameter.get_help_extra(context)
+    if "default" in extra:
+        sentences.append(f"The default is {code(extra['default'])}.")
+    if "required" in extra:
+        sentences.append("Required.")
+    return code(f"{names} {metavar}".strip()), " ".join(each for each in sentences if each)
+
+
+def _values(option: click.Option) -> Iterator[str]:
+    """What it takes, where that is a list or a range."""
+    kind = option.type
+    if isinstance(kind, click.Choice):
+        yield f"One of {', '.join(map(code, kind.choices))}."
+    elif isinstance(kind, click.IntRange | click.FloatRange) and not option.count:
+        ends = [
+            (kind.min, "above" if kind.min_open else "at least"),
+            (kind.max, "below" if kind.max_open else "at most"),
+        ]
+        yield sentence(" and ".join(f"{words} {end}" for end, words in ends if end is not None))
 
 
 # -- fields -----------------------------------------------------------------------------------------------------------
