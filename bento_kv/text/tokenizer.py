@@ -17,6 +17,7 @@ import tokenizers
 
 from bento_kv.errors import ManifestError, RequestError
 from bento_kv.text.chat_template import ChatTemplate
+from bento_kv.text.guard import MessageGuard
 
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
@@ -26,12 +27,14 @@ class Tokenizer:
 
     Args:
         directory: holds `tokenizer.json` and `tokenizer_config.json`, and `chat_template.jinja` if the model chats.
+        parse_special_tokens: whether control tokens in the messages of a conversation are control tokens. By default they
+            are text, and only the template's own are.
 
     Raises:
         ManifestError: they cannot be loaded.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, *, parse_special_tokens: bool = False) -> None:
         try:
             text = (directory / "tokenizer.json").read_text(encoding="utf-8")
             config = json.loads((directory / "tokenizer_config.json").read_text(encoding="utf-8"))
@@ -45,6 +48,9 @@ class Tokenizer:
         self._byte_level = _byte_alphabet() if "ByteLevel" in decoders else None
         self._byte_fallback = "ByteFallback" in decoders
         self._template = _chat_template(directory, config)
+        self._guard: MessageGuard | None = None
+        if self._template is not None and not parse_special_tokens:
+            self._guard = MessageGuard(text, self._template)
 
     @property
     def has_chat_template(self) -> bool:
@@ -67,7 +73,12 @@ class Tokenizer:
         return self._template.render(messages)
 
     def encode_chat(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
-        """Token ids of `render_chat`, which has the special tokens that the model wants; errors as there."""
+        """Token ids of `render_chat`, which has the special tokens that the model wants; errors as there.
+
+        Control tokens that a message spells out are text, unless `parse_special_tokens` was set.
+        """
+        if self._guard is not None:
+            return self._guard.encode(messages)
         return self.encode(self.render_chat(messages), add_special_tokens=False)
 
     def encode_prompt(self, prompt: str | Sequence[int] | Sequence[Mapping[str, Any]]) -> list[int]:
