@@ -23,6 +23,12 @@ class ServiceConfig:
     )
     precision: str = setting("fp32", "of the weights: fp32, int8 or int4")
     kv_cache: str = setting("fp32", "element type of the KV cache: fp32 or int8")
+    model_id: str | None = setting(
+        None, "the model's name in answers; its hub id or the folder's name unless set, and clients may use these too"
+    )
+    parse_special_tokens: bool = setting(
+        False, "whether control tokens that a message spells out are control tokens; they are text unless set"
+    )
     drain_timeout: float = setting(
         60.0, "seconds that requests in progress have after SIGTERM", bounds=Bounds(ge=0), unit="seconds"
     )

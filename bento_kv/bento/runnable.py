@@ -46,7 +46,10 @@ class OnnxDecoderRunnable(Runnable):
     Args:
         decoder: a stored model (what a `VerifiedDecoder` attribute gives), a store tag, or a decoder directory.
         config: limits and exactness.
-        model_id: the name that clients use; the source's hub id or folder name unless given.
+        model_id: the name of the model in every answer; the source's hub id or folder name unless given. Clients may use
+            the hub id and the folder's name in any case.
+        aliases: what else the model is known by: a hub id, a store tag, or a directory, of which the last name counts.
+        parse_special_tokens: whether control tokens that a message spells out are control tokens, and not text.
         observer: makes the engine's observer, given the verification record.
         event_log: a file to append a line of JSON to for each event of each request.
         workers: how many processes like this one share the machine and what `config` allows; each takes its part.
@@ -67,6 +70,8 @@ class OnnxDecoderRunnable(Runnable):
         config: EngineConfig | None = None,
         *,
         model_id: str | None = None,
+        aliases: Sequence[str] = (),
+        parse_special_tokens: bool = False,
         observer: Callable[[Mapping[str, Any]], Observer] | None = None,
         event_log: Path | None = None,
         workers: int = 1,
@@ -76,13 +81,15 @@ class OnnxDecoderRunnable(Runnable):
         self.manifest, record = check_proof(self.directory)
         self.verification: Mapping[str, Any] = record.model_dump(mode="json", by_alias=True)
         self.model_id = model_id or _public_name(self.manifest.source)
+        places = [*aliases, *([str(decoder)] if isinstance(decoder, str | Path) else [])]
+        self.model_names = _names(self.model_id, self.manifest.source, places)
         self.created = int(datetime.fromisoformat(self.manifest.created).timestamp())
         if self.config.speculation and self.manifest.layout != "in-place":
             raise DecoderError(
                 f"{self.directory} has a growing cache, which gives no logits for checking guesses: speculation takes the "
                 "in-place layout, which `bento-kv export` makes; or set speculation=0"
             )
-        self.tokenizer = Tokenizer(self.directory)
+        self.tokenizer = Tokenizer(self.directory, parse_special_tokens=parse_special_tokens)
         self.defaults = read_defaults(self.directory, self.manifest)
         onnx_decoder = open_decoder(
             self.directory,
@@ -210,6 +217,19 @@ def _kv_tokens(decoder: Decoder, workers: int) -> int:
             f"{decoder.cache.token_bytes / 2**10:.0f} KiB a token; free some, or take a smaller model"
         )
     return min(tokens, decoder.slots * decoder.max_length)
+
+
+def _names(model_id: str, source: Source, places: Sequence[str]) -> frozenset[str]:
+    """What clients may call a model: its id, its source's hub id, and the folder names of its source and of `places`.
+
+    No path is a name: where something stands is nobody's business.
+    """
+    public = [_public_name(source), *(place for place in places if not _is_path(place))]
+    return frozenset({model_id, *public, *(Path(name).name for name in (*public, *places))} - {""})
+
+
+def _is_path(place: str) -> bool:
+    return place.startswith(("/", ".", "~")) or place.count("/") > 1 or Path(place).is_dir()
 
 
 def _public_name(source: Source) -> str:

@@ -81,6 +81,9 @@ class LanguageModel:
         self.runnable = OnnxDecoderRunnable(
             self.decoder,
             engine_config,
+            model_id=config.model_id,
+            aliases=(config.model,),
+            parse_special_tokens=config.parse_special_tokens,
             observer=EngineMetrics,
             event_log=config.event_log,
             workers=config.workers,

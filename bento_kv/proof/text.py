@@ -44,8 +44,10 @@ def check_text(directory: Path, reference: TextReference) -> list[Check]:
     return [
         holds(
             "tokenizer-parity",
-            [_short(text) for text in texts if not _same_ids(tokenizer, reference, text)],
-            f"of {len(texts)} texts, those with other token ids than transformers gives",
+            [_short(text) for text in texts if not _same_ids(tokenizer, reference, text)]
+            + [_short(text) for chat, text, _ in chats if text and not _same_chat(tokenizer, reference, chat, text)],
+            f"of {len(texts)} texts, those with other token ids than transformers gives; of conversations too, unless a "
+            "message holds a control token, which is text here and a token there",
         ),
         holds(
             "detokenizer-parity",
@@ -83,6 +85,15 @@ def _same_ids(tokenizer: Tokenizer, reference: TextReference, text: str) -> bool
         tokenizer.encode(text, add_special_tokens=special) == reference.encode(text, add_special_tokens=special)
         for special in (True, False)
     )
+
+
+def _same_chat(
+    tokenizer: Tokenizer, reference: TextReference, chat: Sequence[Mapping[str, str]], rendered: str
+) -> bool:
+    """Whether the conversation's ids are those of its rendering, or a message holds what is a token in transformers only."""
+    if any(token.strip() and token in turn["content"] for token in reference.special_tokens for turn in chat):
+        return True
+    return tokenizer.encode_chat(chat) == reference.encode(rendered, add_special_tokens=False)
 
 
 def _same_text(tokenizer: Tokenizer, reference: TextReference, ids: Sequence[int]) -> bool:

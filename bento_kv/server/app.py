@@ -18,7 +18,7 @@ from bento_kv.server import prompts
 from bento_kv.server.backend import Backend
 from bento_kv.server.exchange import Disconnected, Exchange, new_request_id
 from bento_kv.server.jsontext import dumps, shorten
-from bento_kv.server.problems import Problem, method_not_allowed, not_found, problem_of, unauthorized
+from bento_kv.server.problems import method_not_allowed, no_such_model, not_found, problem_of, unauthorized
 from bento_kv.server.streaming import answer
 
 DEFAULT_MAX_BODY_BYTES = 1024 * 1024
@@ -160,9 +160,8 @@ class _Api:
 
     async def model(self, exchange: Exchange) -> None:
         backend, name = self._find_backend(), exchange.path_params["id"]
-        if name != backend.model_id:
-            message = f"The model {shorten(name)!r} does not exist here; this server has {backend.model_id!r}."
-            raise Problem(404, message, param="model", code="model_not_found")
+        if name not in backend.model_names:
+            raise no_such_model(name, backend.model_id)
         await exchange.send_json(_model_object(backend))
 
     async def verification(self, exchange: Exchange) -> None:

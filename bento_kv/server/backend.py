@@ -33,7 +33,8 @@ class Backend(Protocol):
     """A model being served.
 
     Attributes:
-        model_id: the name clients use.
+        model_id: the name of the model in every answer.
+        model_names: all names that clients may call it by, `model_id` among them.
         created: when the decoder was made, Unix seconds.
         max_length: positions of the context, prompt and answer together.
         vocab_size: token ids are below it.
@@ -43,6 +44,8 @@ class Backend(Protocol):
 
     @property
     def model_id(self) -> str: ...
+    @property
+    def model_names(self) -> frozenset[str]: ...
     @property
     def created(self) -> int: ...
     @property

@@ -13,6 +13,7 @@ from http import HTTPStatus
 from typing import Any
 
 from bento_kv.errors import BentoKVError, RequestError
+from bento_kv.server.jsontext import shorten
 
 _LOG = logging.getLogger(__name__)
 
@@ -75,6 +76,12 @@ def _internal(request_id: str) -> Problem:
     """With the id under which the log has the cause."""
     message = f"The server failed while it processed the request. Its log has the cause under {request_id}."
     return Problem(BentoKVError.http_status, message, type=BentoKVError.error_type, code=BentoKVError.code)
+
+
+def no_such_model(name: str, served: str) -> Problem:
+    """Another model than the one that is served, as in OpenAI's API."""
+    message = f"The model {shorten(name)!r} does not exist here; this server has {served!r}."
+    return Problem(404, message, param="model", code="model_not_found")
 
 
 def unauthorized() -> Problem:

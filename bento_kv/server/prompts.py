@@ -12,7 +12,7 @@ from typing import Any
 from bento_kv.errors import RequestError
 from bento_kv.server.backend import Backend
 from bento_kv.server.fields import RawPrompt
-from bento_kv.server.jsontext import shorten
+from bento_kv.server.problems import no_such_model
 from bento_kv.server.protocol import (
     ChatRequest,
     CompletionRequest,
@@ -38,7 +38,8 @@ def chat_prompts(body: bytes, backend: Backend) -> tuple[ChatRequest, list[Encod
     """The request for a chat completion in `body`, and its one prompt.
 
     Raises:
-        RequestError: the body is not such a request, or names another model.
+        RequestError: the body is not such a request.
+        Problem: it names another model.
     """
     request = parse(body, ChatRequest)
     check_model(request.model, backend)
@@ -51,7 +52,8 @@ def completion_prompts(body: bytes, backend: Backend) -> tuple[CompletionRequest
     """The request for completions in `body`, and its prompts.
 
     Raises:
-        RequestError: the body is not such a request, or names another model.
+        RequestError: the body is not such a request.
+        Problem: it names another model.
     """
     request = parse(body, CompletionRequest)
     check_model(request.model, backend)
@@ -63,7 +65,8 @@ def tokenize(body: bytes, backend: Backend) -> dict[str, Any]:
     """The answer to a request for token ids.
 
     Raises:
-        RequestError: the body is not such a request, or names another model.
+        RequestError: the body is not such a request.
+        Problem: it names another model.
     """
     request = parse(body, TokenizeRequest)
     check_model(request.model, backend)
@@ -79,7 +82,8 @@ def detokenize(body: bytes, backend: Backend) -> dict[str, Any]:
     """The answer to a request for the text of token ids, special tokens included.
 
     Raises:
-        RequestError: the body is not such a request, or names another model or a token that the model does not have.
+        RequestError: the body is not such a request, or has a token that the model does not have.
+        Problem: it names another model.
     """
     request = parse(body, DetokenizeRequest)
     check_model(request.model, backend)
@@ -88,10 +92,9 @@ def detokenize(body: bytes, backend: Backend) -> dict[str, Any]:
 
 
 def check_model(name: str | None, backend: Backend) -> None:
-    """Raise RequestError unless `name` is the model that is served, or left out where it may be."""
-    if name is not None and name != backend.model_id:
-        message = f"the model {shorten(name)!r} does not exist here; this server has {backend.model_id!r}"
-        raise RequestError(message, param="model", code="model_not_found")
+    """Raise a 404 unless `name` is the model that is served, or left out where it may be."""
+    if name is not None and name not in backend.model_names:
+        raise no_such_model(name, backend.model_id)
 
 
 def check_token_ids(ids: Sequence[int], backend: Backend, param: str) -> None:

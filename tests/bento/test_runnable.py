@@ -15,7 +15,8 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from bento_kv import EngineConfig, OnnxDecoderRunnable
-from bento_kv.contract.manifest import Manifest
+from bento_kv.bento.runnable import _names
+from bento_kv.contract.manifest import Manifest, Source
 from bento_kv.contract.plan import StepPlan
 from bento_kv.engine.deadlines import Deadlines
 from bento_kv.engine.request import Request, SamplingParams, StepOutput
@@ -50,6 +51,30 @@ def test_greedy_tokens_are_transformers_tokens(exact: str, tiny_source: Path, ti
         outputs = _read(runnable, prompt, max_tokens=30)
         assert [token for output in outputs for token in output.token_ids] == expected[0, len(prompt) :].tolist()
     runnable.close()
+
+
+@pytest.mark.parametrize(
+    ("options", "model_id", "names"),
+    [
+        ({}, "tiny", {"tiny"}),
+        ({"model_id": "ours"}, "ours", {"ours", "tiny"}),
+        ({"aliases": ["org/other"]}, "tiny", {"tiny", "org/other", "other"}),
+        ({"aliases": ["/some/where/else", "./here", ""]}, "tiny", {"tiny", "else", "here"}),
+    ],
+)
+def test_what_a_model_is_called(
+    options: dict[str, Any], model_id: str, names: set[str], tiny_source: Path, tiny_decoder: Path
+) -> None:
+    called = {"tiny": tiny_source.name}
+    runnable = OnnxDecoderRunnable(tiny_decoder, EngineConfig(slots=2), **options)
+    runnable.close()
+    assert runnable.model_id == called.get(model_id, model_id)
+    assert runnable.model_names == {tiny_decoder.name, *(called.get(name, name) for name in names)}
+
+
+def test_a_hub_id_and_its_folder_are_names_of_a_model() -> None:
+    source = Source(id="org/model-1b", revision="abc", weights_sha256="0" * 64)
+    assert _names("org/model-1b", source, ["tag:v1"]) == {"org/model-1b", "model-1b", "tag:v1"}
 
 
 def test_complete_is_the_stream_joined_and_methods_are_runnable_methods(tiny_decoder: Path) -> None:

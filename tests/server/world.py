@@ -111,6 +111,10 @@ class World:
     tokenizer: Any = field(default_factory=ByteTokenizer)
     decoder: Any = None
 
+    @property
+    def model_names(self) -> frozenset[str]:
+        return frozenset({self.model_id, self.model_id.rpartition("/")[-1]})
+
     def client(self, **options: Any) -> openai.OpenAI:
         return openai.OpenAI(base_url=f"{self.url}/v1", max_retries=0, **{"api_key": "none", **options})
 
