@@ -1,4 +1,4 @@
-"""The export layer without running it: does the graph keep what the manifest and the layout promise?"""
+"""The export without running it: does the graph keep what the manifest and the layout promise?"""
 
 from __future__ import annotations
 

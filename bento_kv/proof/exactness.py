@@ -1,4 +1,4 @@
-"""The loop layer by equality: cached against uncached, alone against together, to the last bit. No reference needed."""
+"""The loop by equality: cached against uncached, alone against together, to the last bit. No reference needed."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def _cache(decoder: Decoder, slot: int, length: int) -> list[NDArray[np.float32]
 
 
 def check_splits(
-    decoder: Decoder, ids: Sequence[int], walks: int = WALKS, rounding: float = FP32_LIMIT, *, apart: bool = False
+    decoder: Decoder, ids: Sequence[int], walks: int = WALKS, rounding: float = FP32_LIMIT, *, two_graphs: bool = False
 ) -> Check:
     """Law 1: a sequence split into steps in many ways, down to single tokens, against one step over the whole.
 
@@ -41,12 +41,12 @@ def check_splits(
         ids: the sequence.
         walks: ways to split it; together they have chunks of every size.
         rounding: the limit in mode `batch`, where single tokens meet other arithmetic.
-        apart: prompts and what continues them go through graphs of different weights. Then each is held to the law by
+        two_graphs: prompts and what continues them go through graphs of different weights. Then each is held to the law by
             itself: chunks of prompts of two tokens or more, and behind a prompt, single tokens and checks of drafts.
     """
     worst = Worst()
     splits = split_walks(len(ids), sorted({*LARGE, *_edges(decoder)}), walks)
-    if apart:
+    if two_graphs:
         prompt = len(ids) // 2
         decoder.step(StepPlan([StepRow(0, ids[:prompt], 0, 0)]))
         behind = split_walks(len(ids) - prompt, sorted({*LARGE, *_edges(decoder)}), walks)

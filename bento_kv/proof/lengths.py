@@ -1,4 +1,4 @@
-"""The export layer along the sequence: prompts of every length, and decoding to the last position."""
+"""The export along the sequence: prompts of every length, and decoding to the last position."""
 
 from __future__ import annotations
 

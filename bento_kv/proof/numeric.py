@@ -1,4 +1,4 @@
-"""The export layer by numbers: the decoder against the torch reference, step by step as it is served."""
+"""The export by numbers: the decoder against the torch reference, step by step as it is served."""
 
 from __future__ import annotations
 

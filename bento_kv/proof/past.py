@@ -1,4 +1,4 @@
-"""The export layer far along the sequence: steps behind a past that nobody had to compute.
+"""The export far along the sequence: steps behind a past that nobody had to compute.
 
 Attention over thousands of positions is what a long context needs and what takes longest to reach. But a step does not
 ask where its past came from. Given the same keys and values, the graph and torch must agree at every length; and since

@@ -11,24 +11,22 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Protocol
 
-from bento_kv.contract.decoder import Decoder
 from bento_kv.contract.files import MANIFEST_FILE, sha256
 from bento_kv.contract.manifest import Manifest
 from bento_kv.contract.reference import NumericReference, WeightReference
 from bento_kv.contract.verification import Check, GoldenPrompt, PartProof, Verification
 from bento_kv.contract.versions import versions_of
+from bento_kv.doctor.faults import Part
 from bento_kv.errors import DecoderError
 from bento_kv.host import available_cpus, processor
 from bento_kv.proof.contract import check_contract
 from bento_kv.proof.growing import check_growing
 from bento_kv.proof.quality import probe_sequences
-from bento_kv.proof.stages import Found, Layer, stages
+from bento_kv.proof.stages import Found, ProofPlan
 from bento_kv.proof.text import TextReference, check_text
 from bento_kv.proof.twin import make_twin
-from bento_kv.runtime.golden import record_golden
 from bento_kv.text.tokenizer import Tokenizer
 
-GOLDEN_STEPS = 8
 _PACKAGES = ("onnxruntime", "onnx", "torch", "transformers", "numpy")
 
 Progress = Callable[[str], None]
@@ -69,7 +67,7 @@ def prove(
     manifest = Manifest.read(directory)
     book = _Book(progress)
     book.add("export", "contract", lambda: check_contract(directory, manifest))
-    if all(check.passed for check in book.checks["export"]):
+    if book.holds("export"):
         try:
             if manifest.layout == "growing":
                 book.add("export", "self-consistency", lambda: check_growing(directory, threads))
@@ -86,11 +84,8 @@ def prove(
 
 def _compute(directory: Path, manifest: Manifest, model: Reference, threads: int, book: _Book) -> None:
     """All that comes after the contract, or after a growing cache's self-consistency if that holds."""
-    if not all(check.passed for check in book.checks["export"]):
+    if not book.holds("export"):
         return
-
-    def record(decoder: Decoder, prompts: Sequence[Sequence[int]]) -> None:
-        book.golden = tuple(record_golden(decoder, prompt, GOLDEN_STEPS) for prompt in prompts)
 
     def texts() -> list[list[int]]:
         return probe_sequences(Tokenizer(directory), manifest.max_length)
@@ -99,15 +94,17 @@ def _compute(directory: Path, manifest: Manifest, model: Reference, threads: int
         floats = directory
         if manifest.quantized:
             floats = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bento_kv-twin-")))
-        plan = stages(directory, floats, manifest, model, threads, texts, record)
-        book.expected = book.done + 1 + manifest.quantized + sum(len(stage.works) for stage in plan)
+        plan = ProofPlan(directory, floats, manifest, model, threads, texts)
+        stages = plan.stages()
+        book.expected = book.done + 1 + manifest.quantized + sum(len(stage.works) for stage in stages)
         book.add("export", "tokenizer and chat template", lambda: check_text(directory, model))
         if manifest.quantized:
             book.add("export", "float twin and weights", lambda: make_twin(directory, manifest, model, floats))
             if any(check.id == "float-twin" and not check.passed for check in book.checks["export"]):
                 return
-        for stage in plan:
+        for stage in stages:
             stage.run(book.add)
+        book.golden = plan.golden
 
 
 @dataclass(slots=True)
@@ -115,27 +112,31 @@ class _Book:
     """What was found so far, and how much work there is."""
 
     progress: Progress
-    checks: dict[Layer, list[Check]] = field(default_factory=lambda: {"export": [], "loop": []})
+    checks: dict[Part, list[Check]] = field(default_factory=lambda: {"export": [], "loop": []})
     golden: tuple[GoldenPrompt, ...] = ()
     expected: int = 0
     done: int = 0
     _began: float = field(default_factory=time.monotonic)
 
-    def add(self, layer: Layer, name: str, work: Callable[[], Found]) -> None:
+    def holds(self, part: Part) -> bool:
+        """Whether all its checks passed so far."""
+        return all(check.passed for check in self.checks[part])
+
+    def add(self, part: Part, name: str, work: Callable[[], Found]) -> None:
         self.done += 1
         of = f"/{self.expected}" if self.expected else ""
         self.progress(f"{self.done}{of} {name}, {self._seconds:.0f} s so far")
         found = work()
-        self.checks[layer].extend([found] if isinstance(found, Check) else found)
+        self.checks[part].extend([found] if isinstance(found, Check) else found)
 
     def close(self, manifest_sha256: str, golden_limit: float) -> Verification:
-        layers = {name: _layer(checks) for name, checks in self.checks.items()}
-        passed = all(proof.passed for proof in layers.values())
+        parts = {part: _proof_of(checks) for part, checks in self.checks.items()}
+        passed = all(proof.passed for proof in parts.values())
         return Verification(
             passed=passed,
             manifest_sha256=manifest_sha256,
-            export=layers["export"],
-            loop=layers["loop"],
+            export=parts["export"],
+            loop=parts["loop"],
             golden=self.golden if passed else (),
             golden_limit=golden_limit,
             machine=processor(),
@@ -149,5 +150,5 @@ class _Book:
         return time.monotonic() - self._began
 
 
-def _layer(checks: Sequence[Check]) -> PartProof:
+def _proof_of(checks: Sequence[Check]) -> PartProof:
     return PartProof(passed=bool(checks) and all(check.passed for check in checks), checks=tuple(checks))

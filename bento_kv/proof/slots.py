@@ -1,4 +1,4 @@
-"""The loop layer by equality, slot by slot: filled to the last position, used again, taken back and continued."""
+"""The loop by equality, slot by slot: filled to the last position, used again, taken back and continued."""
 
 from __future__ import annotations
 

@@ -2,47 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Generic, Literal, TypeVar
-
-import numpy as np
+from typing import Any, Generic, TypeVar
 
 from bento_kv.contract.decoder import Decoder
 from bento_kv.contract.manifest import Manifest
 from bento_kv.contract.plan import Exactness
 from bento_kv.contract.precision import PRECISIONS
 from bento_kv.contract.reference import NumericReference, Truth
-from bento_kv.contract.verification import Check
+from bento_kv.contract.verification import Check, GoldenPrompt
 from bento_kv.doctor.export.loading import open_cached
+from bento_kv.doctor.faults import Part
 from bento_kv.proof.contract import longest_window
-from bento_kv.proof.effort import SEQUENCE, Effort
+from bento_kv.proof.effort import Effort
 from bento_kv.proof.exactness import check_neighbours, check_splits
 from bento_kv.proof.lengths import check_lengths, first_of_last_steps
 from bento_kv.proof.numeric import check_far, check_greedy, check_numbers, check_ragged, check_window
 from bento_kv.proof.past import check_past
+from bento_kv.proof.probes import Probes
 from bento_kv.proof.quality import check_quality
 from bento_kv.proof.slots import check_full, check_reuse
 from bento_kv.proof.threads import ThreadComparison
+from bento_kv.runtime.golden import record_golden
 from bento_kv.runtime.graph import CachedGraph
 from bento_kv.runtime.open import open_decoder
 
-BEYOND_WINDOW = 64
-GREEDY_STEPS = 16
 SLOTS = 17  # sixteen, as the service has unless told otherwise, and one that nothing has used when reuse is checked
+GOLDEN_STEPS = 8
 
-Layer = Literal["export", "loop"]
 Found = Check | Sequence[Check]
 Subject = TypeVar("Subject")
 
 
 @dataclass(frozen=True, slots=True)
 class Work(Generic[Subject]):
-    """A piece of the proof, and the layer that is at fault if it fails."""
+    """A piece of the proof, and what is at fault if it fails."""
 
-    layer: Layer
+    part: Part
     name: str
     run: Callable[[Subject], Found]
 
@@ -54,45 +53,15 @@ class Stage(Generic[Subject]):
     open: Callable[[], Subject]
     works: Sequence[Work[Subject]]
 
-    def run(self, do: Callable[[Layer, str, Callable[[], Found]], None]) -> None:
+    def run(self, do: Callable[[Part, str, Callable[[], Found]], None]) -> None:
         """Open what is worked on, and hand every piece of work to `do`; errors of the runtime pass through."""
         subject = self.open()
         for work in self.works:
-            do(work.layer, work.name, partial(work.run, subject))
+            do(work.part, work.name, partial(work.run, subject))
 
 
-class Probes:
-    """Token sequences to test with: random, because a random text leaves no layer idle; the same on every run."""
-
-    def __init__(self, manifest: Manifest, window: int, longest: int) -> None:
-        rng = np.random.default_rng(20)
-        room = manifest.max_length
-        self.length = min(SEQUENCE, room)
-        self.sequence: Sequence[int] = rng.integers(0, manifest.vocab_size, max(self.length, longest)).tolist()
-        lengths = [min(n, room) for n in (37, 11, 2, 23)]
-        self.rows: list[Sequence[int]] = [rng.integers(0, manifest.vocab_size, n).tolist() for n in lengths]
-        lengths = [max(1, min(n, room - GREEDY_STEPS)) for n in (1, 5, 24)]
-        self.prompts: list[Sequence[int]] = [rng.integers(0, manifest.vocab_size, n).tolist() for n in lengths]
-        self.greedy_steps = min(GREEDY_STEPS, room - 1)
-        beyond = min(window + BEYOND_WINDOW, room) if window >= self.length - BEYOND_WINDOW else 0
-        self.beyond_window: Sequence[int] = rng.integers(0, manifest.vocab_size, beyond).tolist()
-
-    @property
-    def short(self) -> Sequence[int]:
-        """The sequence as far as it is compared with itself."""
-        return self.sequence[: self.length]
-
-
-def stages(
-    directory: Path,
-    floats: Path,
-    manifest: Manifest,
-    model: NumericReference,
-    threads: int,
-    texts: Callable[[], Sequence[Sequence[int]]],
-    at_last: Callable[[Decoder, Sequence[Sequence[int]]], None],
-) -> list[Stage[Decoder] | Stage[CachedGraph]]:
-    """The proof's stages.
+class ProofPlan:
+    """The stages of one proof, what all of them need, and what the decoder that serves leaves to later ones.
 
     Args:
         directory: of the decoder.
@@ -101,93 +70,159 @@ def stages(
         model: what it was made from.
         threads: of a step.
         texts: gives the token ids of probe text.
-        at_last: is given the decoder as it serves, and prompts, when it has been compared with torch.
+
+    Attributes:
+        golden: what the decoder answered as it serves; empty until its stage has run.
     """
-    effort = Effort.plan(manifest, model.operations, SLOTS)
-    probes = Probes(manifest, longest_window(directory, manifest), effort.longest)
-    limit = PRECISIONS[manifest.coarsest].rounding
-    comparison = ThreadComparison(probes.short, threads, limit)
 
-    def decoder(exact: Exactness, length: int, threads: int = threads, at: Path = directory) -> Callable[[], Decoder]:
-        return partial(_open, at, exact, threads, length)
+    def __init__(
+        self,
+        directory: Path,
+        floats: Path,
+        manifest: Manifest,
+        model: NumericReference,
+        threads: int,
+        texts: Callable[[], Sequence[Sequence[int]]],
+    ) -> None:
+        self.directory, self.floats, self.manifest = directory, floats, manifest
+        self.model, self.threads, self.texts = model, threads, texts
+        self.effort = Effort.plan(manifest, model.operations, SLOTS)
+        self.probes = Probes(manifest, longest_window(directory, manifest), self.effort.longest)
+        self.limit = PRECISIONS[manifest.coarsest].rounding
+        self.with_threads = ThreadComparison(self.probes.short, threads, self.limit)
+        self.golden: tuple[GoldenPrompt, ...] = ()
 
-    def remember(decoder: Decoder) -> Found:
-        at_last(decoder, probes.prompts)
-        return comparison.remember(decoder)
+    def stages(self) -> list[Stage[Any]]:
+        """The plan: what is worked on, by which checks."""
+        whole, room = self.manifest.max_length, self.effort.slot_length
+        beside = [work for work in _BESIDE_TORCH if work is not _WINDOW or self.probes.beyond_window]
+        if self.floats == self.directory:
+            compared = [Stage(partial(self._beside_torch, self.directory, whole), [*beside, *_SERVING])]
+        else:
+            compared = [
+                Stage(partial(self._beside_torch, self.floats, whole), beside),
+                Stage(partial(self._beside_torch, self.directory, whole), _SERVING),
+            ]
+        return [
+            *compared,
+            Stage(self._open_graph, [Work("export", "long pasts", self._check_past)]),
+            *(Stage(partial(self._by_itself, exact, room), _BY_ITSELF) for exact in self._modes()),
+            *(
+                Stage(
+                    partial(self._open, self.directory, room, threads=count),
+                    [Work("loop", f"threads: {count}", partial(self.with_threads.compare, threads=count))],
+                )
+                for count in self.with_threads.others
+            ),
+        ]
 
-    def past(graph: CachedGraph) -> Found:
-        return check_past(graph, model, probes.short, manifest.max_length)
+    def _modes(self) -> tuple[Exactness, ...]:
+        return ("full", "batch") if self.manifest.layout == "in-place" else ("batch",)
 
-    def quality(decoder: Decoder) -> Found:
-        return check_quality(decoder, model, texts()[: effort.texts], manifest.coarsest)
+    def _beside_torch(self, directory: Path, length: int) -> _BesideTorch:
+        return _BesideTorch(self, self._open(directory, length))
 
-    exact_works = list(_against_torch(model, probes, effort))
-    serving = [Work("export", "quality on text", quality), Work("loop", "golden prompts", remember)]
-    whole = manifest.max_length
-    return [
-        *(
-            [Stage(decoder("batch", whole), [*exact_works, *serving])]
-            if floats == directory
-            else [Stage(decoder("batch", whole, at=floats), exact_works), Stage(decoder("batch", whole), serving)]
-        ),
-        Stage(lambda: _open_graph(floats, threads), [Work("export", "long pasts", past)]),
-        *(
-            Stage(
-                decoder(exact, effort.slot_length),
-                list(_against_itself(probes, effort, limit, _apart(manifest, exact))),
-            )
-            for exact in _modes(manifest)
-        ),
-        *(
-            Stage(
-                decoder("batch", effort.slot_length, count),
-                [Work("loop", f"threads: {count}", partial(comparison.compare, threads=count))],
-            )
-            for count in comparison.others
-        ),
-    ]
+    def _by_itself(self, exact: Exactness, length: int) -> _ByItself:
+        return _ByItself(self, self._open(self.directory, length, exact))
 
+    def _open(self, directory: Path, length: int, exact: Exactness = "batch", *, threads: int | None = None) -> Decoder:
+        return open_decoder(directory, slots=SLOTS, max_length=length, exact=exact, threads=threads or self.threads)
 
-def _modes(manifest: Manifest) -> tuple[Exactness, ...]:
-    return ("full", "batch") if manifest.layout == "in-place" else ("batch",)
+    def _open_graph(self) -> CachedGraph:
+        graph, _ = open_cached(self.floats, threads=self.threads)
+        return graph
 
-
-def _apart(manifest: Manifest, exact: Exactness) -> bool:
-    """Whether prompts and what continues them go through different weights."""
-    return manifest.layout == "in-place" and len(manifest.graphs) > 1 and exact == "batch"
-
-
-def _open(directory: Path, exact: Exactness, threads: int, length: int) -> Decoder:
-    return open_decoder(directory, slots=SLOTS, max_length=length, exact=exact, threads=threads)
-
-
-def _open_graph(directory: Path, threads: int) -> CachedGraph:
-    graph, _ = open_cached(directory, threads=threads)
-    return graph
-
-
-def _against_torch(model: NumericReference, probes: Probes, effort: Effort) -> Iterator[Work[Decoder]]:
-    """The checks that need the reference, in the order in which they say most about a fault."""
-    last = range(first_of_last_steps(effort.longest) + 1, effort.longest + 1)
-    wanted = [*range(1, probes.length + 1), *effort.lengths, *last]
-    truth: list[Truth] = []
-
-    def numbers(decoder: Decoder) -> Found:
-        truth.append(Truth(model, probes.sequence, wanted))
-        return check_numbers(decoder, model, truth[0], probes.length)
-
-    yield Work("export", "prefill, cache and decoding", numbers)
-    yield Work("export", "prompt lengths", lambda d: check_lengths(d, truth[0], effort.lengths))
-    yield Work("export", "far positions", lambda d: check_far(d, model, probes.sequence) if d.takes_positions else [])
-    if probes.beyond_window:
-        yield Work("export", "sliding window", lambda d: check_window(d, model, probes.beyond_window))
-    yield Work("loop", "ragged rows", lambda d: check_ragged(d, model, probes.rows))
-    yield Work("loop", "greedy tokens", lambda d: check_greedy(d, model, probes.prompts, probes.greedy_steps))
+    def _check_past(self, graph: CachedGraph) -> Found:
+        return check_past(graph, self.model, self.probes.short, self.manifest.max_length)
 
 
-def _against_itself(probes: Probes, effort: Effort, rounding: float, apart: bool) -> Iterator[Work[Decoder]]:
-    """The checks by equality, of either mode; reuse first, while there is a slot that nobody has used."""
-    yield Work("loop", "slots used again", lambda d: check_reuse(d, probes.short))
-    yield Work("loop", "splits", lambda d: check_splits(d, probes.short, effort.walks, rounding, apart=apart))
-    yield Work("loop", "neighbours", lambda d: check_neighbours(d, probes.short))
-    yield Work("loop", "full slots", lambda d: check_full(d, effort.full_slots))
+@dataclass(frozen=True)
+class _BesideTorch:
+    """A decoder, or its float twin, and torch's logits for as long as it is open."""
+
+    plan: ProofPlan
+    decoder: Decoder
+
+    @cached_property
+    def truth(self) -> Truth:
+        """The logits after all prefixes that are compared, from one pass."""
+        effort, probes = self.plan.effort, self.plan.probes
+        last = range(first_of_last_steps(effort.longest) + 1, effort.longest + 1)
+        wanted = [*range(1, probes.length + 1), *effort.lengths, *last]
+        return Truth(self.plan.model, probes.sequence, wanted)
+
+    def numbers(self) -> Found:
+        return check_numbers(self.decoder, self.plan.model, self.truth, self.plan.probes.length)
+
+    def lengths(self) -> Found:
+        return check_lengths(self.decoder, self.truth, self.plan.effort.lengths)
+
+    def far(self) -> Found:
+        if not self.decoder.takes_positions:
+            return []
+        return check_far(self.decoder, self.plan.model, self.plan.probes.sequence)
+
+    def window(self) -> Found:
+        return check_window(self.decoder, self.plan.model, self.plan.probes.beyond_window)
+
+    def ragged(self) -> Found:
+        return check_ragged(self.decoder, self.plan.model, self.plan.probes.rows)
+
+    def greedy(self) -> Found:
+        return check_greedy(self.decoder, self.plan.model, self.plan.probes.prompts, self.plan.probes.greedy_steps)
+
+    def quality(self) -> Found:
+        texts = self.plan.texts()[: self.plan.effort.texts]
+        return check_quality(self.decoder, self.plan.model, texts, self.plan.manifest.coarsest)
+
+    def remembered(self) -> Found:
+        """Nothing to check yet: the answers to compare with, on the machine that serves and with other threads."""
+        prompts = self.plan.probes.prompts
+        self.plan.golden = tuple(record_golden(self.decoder, prompt, GOLDEN_STEPS) for prompt in prompts)
+        return self.plan.with_threads.remember(self.decoder)
+
+
+@dataclass(frozen=True)
+class _ByItself:
+    """A decoder in one mode, whose results are compared with its own."""
+
+    plan: ProofPlan
+    decoder: Decoder
+
+    def reuse(self) -> Found:
+        return check_reuse(self.decoder, self.plan.probes.short)
+
+    def splits(self) -> Found:
+        manifest = self.plan.manifest
+        two_graphs = manifest.layout == "in-place" and len(manifest.graphs) > 1 and self.decoder.exact == "batch"
+        effort, ids = self.plan.effort, self.plan.probes.short
+        return check_splits(self.decoder, ids, effort.walks, self.plan.limit, two_graphs=two_graphs)
+
+    def neighbours(self) -> Found:
+        return check_neighbours(self.decoder, self.plan.probes.short)
+
+    def full(self) -> Found:
+        return check_full(self.decoder, self.plan.effort.full_slots)
+
+
+_WINDOW = Work("export", "sliding window", _BesideTorch.window)
+# In the order in which they say most about a fault.
+_BESIDE_TORCH = (
+    Work("export", "prefill, cache and decoding", _BesideTorch.numbers),
+    Work("export", "prompt lengths", _BesideTorch.lengths),
+    Work("export", "far positions", _BesideTorch.far),
+    _WINDOW,
+    Work("loop", "ragged rows", _BesideTorch.ragged),
+    Work("loop", "greedy tokens", _BesideTorch.greedy),
+)
+_SERVING = (
+    Work("export", "quality on text", _BesideTorch.quality),
+    Work("loop", "golden prompts", _BesideTorch.remembered),
+)
+# By equality; reuse first, while there is a slot that nobody has used.
+_BY_ITSELF = (
+    Work("loop", "slots used again", _ByItself.reuse),
+    Work("loop", "splits", _ByItself.splits),
+    Work("loop", "neighbours", _ByItself.neighbours),
+    Work("loop", "full slots", _ByItself.full),
+)

@@ -1,4 +1,4 @@
-"""The export layer at its edge: the served tokenizer and chat template against transformers' own."""
+"""The export at its edge: the served tokenizer and chat template against transformers' own."""
 
 from __future__ import annotations
 
