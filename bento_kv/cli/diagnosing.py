@@ -48,7 +48,7 @@ def doctor(
     """
     from bento_kv.bento.store import locate_decoder
     from bento_kv.doctor.diagnose import diagnose
-    from bento_kv.doctor.loop.trace import read_trace
+    from bento_kv.doctor.loop.reading import read_trace
     from bento_kv.doctor.show.page import render_html
     from bento_kv.doctor.show.text import render_for
 
@@ -81,7 +81,7 @@ def trace(target: str, prompt_ids: str, steps: int, threads: int | None, as_json
     """Print the golden trace of TARGET: what a right loop feeds and gets, as JSON Lines."""
     from bento_kv.bento.store import locate_decoder
     from bento_kv.doctor.export.loading import open_cached
-    from bento_kv.doctor.loop.trace import golden_trace
+    from bento_kv.doctor.loop.golden import golden_trace
 
     try:
         ids = [int(word) for word in prompt_ids.split(",")]

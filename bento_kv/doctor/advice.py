@@ -5,16 +5,16 @@ from __future__ import annotations
 import shlex
 
 from bento_kv.doctor.faults import CHECKLIST, FAULTS, ItemId
-from bento_kv.doctor.records import Item, PartDiagnosis, Scenario, State, Verdict
+from bento_kv.doctor.records import Item, ItemState, PartDiagnosis, Scenario, Verdict
 
-_STATES: dict[Verdict, State] = {"right": "done", "wrong": "wrong", "unknown": "unknown"}
+_STATES: dict[Verdict, ItemState] = {"right": "done", "wrong": "wrong", "unknown": "unknown"}
 
 
 def checklist(export: PartDiagnosis, loop: PartDiagnosis) -> tuple[Item, ...]:
     """Each thing that has to be right, and whether it is."""
     wrong = {item for finding in loop.findings for item in FAULTS[finding.id].items}
 
-    def state(item: ItemId) -> State:
+    def state(item: ItemId) -> ItemState:
         if item == "export":
             return _STATES[export.verdict]
         if item == "whole":

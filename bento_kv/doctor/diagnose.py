@@ -12,8 +12,8 @@ from bento_kv.doctor.advice import checklist, todo
 from bento_kv.doctor.export.judge import ExportJudgement, Progress, judge_export
 from bento_kv.doctor.export.loading import Opened, open_decoder_file
 from bento_kv.doctor.export.target import describe
+from bento_kv.doctor.loop.golden import own_trace
 from bento_kv.doctor.loop.judge import LoopJudgement, check_trace, judge_loop
-from bento_kv.doctor.loop.own_loop import own_trace
 from bento_kv.doctor.loop.trace import Trace
 from bento_kv.doctor.records import Diagnosis, scenario_of
 
@@ -70,7 +70,7 @@ def diagnose(
             reference=reference_name,
         ),
         target=describe(target, opened).model_copy(update={"trace": trace_name, "reference": reference_name}),
-        measurements=export.measurements.model_copy(update={"loop": loop.strip}),
+        measurements=export.measurements.model_copy(update={"loop": loop.steps}),
         notes=(*export.notes, *loop.notes),
         versions=versions_of(_PACKAGES),
         seconds=round(time.monotonic() - began, 1),

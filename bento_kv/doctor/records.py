@@ -16,7 +16,7 @@ Verdict = Literal["right", "wrong", "unknown"]
 Scenario = Literal["A", "B", "C", "D"]
 # `step` is any of those that a packed step has besides.
 GraphAxis = Literal["batch", "sequence", "past", "step"]
-State = Literal["done", "wrong", "unknown"]
+ItemState = Literal["done", "wrong", "unknown"]
 
 # Scenario and plan from (export is wrong, loop is wrong). Plan 2 mends the export, plan 1 the loop; the export is
 # always first, because a loop cannot be judged on wrong numbers.
@@ -28,11 +28,11 @@ _SCENARIOS: dict[tuple[bool, bool], tuple[Scenario, tuple[int, ...]]] = {
 }
 
 
-class _Record(BaseModel):
+class _DiagnosisRecord(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
 
 
-class Finding(_Record):
+class Finding(_DiagnosisRecord):
     """One fault. `where` names the node, the tensor and axis, or the step; `axis` the one that is fixed, if one is."""
 
     id: FaultId
@@ -42,7 +42,7 @@ class Finding(_Record):
     fix: str
 
 
-class PartDiagnosis(_Record):
+class PartDiagnosis(_DiagnosisRecord):
     """The verdict on export or loop: `unknown` where nothing was found because it could not be tried."""
 
     verdict: Verdict
@@ -54,15 +54,15 @@ class PartDiagnosis(_Record):
         return cls(verdict="wrong" if findings else "right" if tried else "unknown", findings=tuple(findings))
 
 
-class Item(_Record):
+class Item(_DiagnosisRecord):
     """A line of the checklist."""
 
     id: ItemId
     text: str
-    state: State
+    state: ItemState
 
 
-class LoopStep(_Record):
+class LoopStep(_DiagnosisRecord):
     """What went into a step and came out of it: the golden loop's, or a traced one's beside what it should have been.
 
     Lengths are positions; None where a trace does not say.
@@ -79,7 +79,7 @@ class LoopStep(_Record):
     findings: tuple[LoopFaultId, ...] = ()
 
 
-class StepError(_Record):
+class StepError(_DiagnosisRecord):
     """One cached step against the same tokens uncached: largest error over the largest value, logits and by layer."""
 
     step: int
@@ -90,7 +90,7 @@ class StepError(_Record):
     values: tuple[float | None, ...]
 
 
-class Measurements(_Record):
+class Measurements(_DiagnosisRecord):
     """Numbers behind the verdicts; `limit` is what an error may be at most. Empty where nothing could be run."""
 
     limit: float | None = None
@@ -99,7 +99,7 @@ class Measurements(_Record):
     loop: tuple[LoopStep, ...] = ()
 
 
-class Target(_Record):
+class Target(_DiagnosisRecord):
     """What was diagnosed."""
 
     path: str
@@ -114,7 +114,7 @@ class Target(_Record):
     reference: str | None = None
 
 
-class Diagnosis(_Record):
+class Diagnosis(_DiagnosisRecord):
     """The answer of `doctor`: whether export or loop is wrong, and what to do first."""
 
     schema_: Literal["bento_kv.diagnosis/1"] = Field("bento_kv.diagnosis/1", alias="schema")

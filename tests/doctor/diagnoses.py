@@ -7,10 +7,10 @@ from bento_kv.doctor.records import (
     Diagnosis,
     Finding,
     Item,
+    ItemState,
     LoopStep,
     Measurements,
     PartDiagnosis,
-    State,
     StepError,
     Target,
     scenario_of,
@@ -104,7 +104,7 @@ def diagnosis(
     path: str = "models/tiny/model.onnx",
 ) -> Diagnosis:
     scenario, plan = scenario_of(export, loop)
-    taken: State = "wrong" if loop.verdict == "wrong" else "unknown" if loop.verdict == "unknown" else "done"
+    taken: ItemState = "wrong" if loop.verdict == "wrong" else "unknown" if loop.verdict == "unknown" else "done"
     return Diagnosis(
         scenario=scenario,
         plan=plan,

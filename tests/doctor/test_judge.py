@@ -16,8 +16,10 @@ import numpy as np
 import pytest
 
 from bento_kv.doctor.faults import LOOP_FAULTS
+from bento_kv.doctor.loop.golden import golden_trace
 from bento_kv.doctor.loop.judge import LoopJudgement, judge_loop
-from bento_kv.doctor.loop.trace import Trace, TraceStep, golden_trace, read_trace
+from bento_kv.doctor.loop.reading import read_trace
+from bento_kv.doctor.loop.trace import Trace, TraceStep
 from bento_kv.runtime.graph import CachedGraph
 from bento_kv.runtime.growing import GrowingGraph
 from tests.doctor.toy import ToyDecoder
@@ -144,7 +146,7 @@ def test_the_golden_trace_is_right() -> None:
     trace = Trace(tuple(golden_trace(graph, PROMPTS[0], 6)))
     verdict = judge_loop(trace, graph)
     assert (verdict.findings, verdict.notes, verdict.compared) == ((), (), 6)
-    assert [(s.expected_tokens, s.expected_past_length) for s in verdict.strip] == [(7, 0)] + [
+    assert [(s.expected_tokens, s.expected_past_length) for s in verdict.steps] == [(7, 0)] + [
         (1, n) for n in range(7, 12)
     ]
 
@@ -153,10 +155,10 @@ def test_the_strip_of_the_original_fault_shows_what_each_step_should_have_been()
     loop = BY_NAME["no cache, whole sequence"]
     verdict = judged(loop, TOYS["neither"], PROMPTS[1], "all")
     assert verdict.diagnosis.verdict == "wrong"
-    assert [(s.input_ids, s.past_length) for s in verdict.strip[:3]] == [((1, 4), 0), ((1, 5), 0), ((1, 6), 0)]
-    assert [(s.expected_tokens, s.expected_past_length) for s in verdict.strip[:3]] == [(4, 0), (1, 4), (1, 5)]
-    assert verdict.strip[0].findings == ("step0-cache-not-extracted",)
-    assert all(s.findings == ("input-ids-not-truncated",) for s in verdict.strip[1:])
+    assert [(s.input_ids, s.past_length) for s in verdict.steps[:3]] == [((1, 4), 0), ((1, 5), 0), ((1, 6), 0)]
+    assert [(s.expected_tokens, s.expected_past_length) for s in verdict.steps[:3]] == [(4, 0), (1, 4), (1, 5)]
+    assert verdict.steps[0].findings == ("step0-cache-not-extracted",)
+    assert all(s.findings == ("input-ids-not-truncated",) for s in verdict.steps[1:])
 
 
 def test_one_step_says_nothing() -> None:

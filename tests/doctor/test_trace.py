@@ -11,8 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from bento_kv.doctor.loop import trace as format
-from bento_kv.doctor.loop.trace import golden_trace, read_trace
+from bento_kv.doctor.loop import reading
+from bento_kv.doctor.loop.golden import golden_trace
+from bento_kv.doctor.loop.reading import read_trace
+from bento_kv.doctor.loop.trace import Trace
 from bento_kv.errors import TraceError
 from tests.doctor.toy import ToyDecoder
 
@@ -20,7 +22,7 @@ ZERO = {"step": 0, "input_ids": [[5, 6]], "past_length": 0}
 ONE = {"step": 1, "input_ids": [[7]], "past_length": 2}
 
 
-def read(*lines: dict[str, Any] | str) -> format.Trace:
+def read(*lines: dict[str, Any] | str) -> Trace:
     return read_trace(io.StringIO("\n".join(line if isinstance(line, str) else json.dumps(line) for line in lines)))
 
 
@@ -130,10 +132,10 @@ def test_a_byte_order_mark_is_no_fault(tmp_path: Path) -> None:
 
 
 def test_a_file_without_an_end_is_not_read_to_it(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(format, "MAX_LINE", 1000)
+    monkeypatch.setattr(reading, "MAX_LINE", 1000)
     with pytest.raises(TraceError, match="line 2: too long"):
         read(ZERO, "x" * 2000)
-    monkeypatch.setattr(format, "MAX_STEPS", 2)
+    monkeypatch.setattr(reading, "MAX_STEPS", 2)
     with pytest.raises(TraceError, match="more than 2 steps"):
         read(ZERO, ONE, ONE | {"step": 2, "past_length": 3})
 

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from bento_kv.doctor.diagnose import diagnose
 from bento_kv.doctor.export.loading import open_decoder_file
-from bento_kv.doctor.loop.trace import Trace, read_trace
+from bento_kv.doctor.loop.reading import read_trace
+from bento_kv.doctor.loop.trace import Trace
 from bento_kv.doctor.records import Diagnosis
 from bento_kv.runtime.graph import CachedGraph
 from tests.mutants import loops

@@ -24,14 +24,14 @@ class LoopJudgement:
 
     Attributes:
         findings: in order of their steps.
-        strip: every step beside what it should have been.
+        steps: every step beside what it should have been.
         first_wrong: the step of the first finding.
         notes: what was taken for granted, left out, or would sharpen the verdict.
         compared: steps whose numbers were compared with the golden loop; 0 without a decoder.
     """
 
     findings: tuple[Finding, ...] = ()
-    strip: tuple[LoopStep, ...] = ()
+    steps: tuple[LoopStep, ...] = ()
     first_wrong: int | None = None
     notes: tuple[str, ...] = ()
     compared: int = 0
@@ -39,7 +39,7 @@ class LoopJudgement:
     @property
     def diagnosis(self) -> PartDiagnosis:
         """Unknown where the trace has one step: no cache was fed."""
-        return PartDiagnosis.of(list(self.findings), tried=len(self.strip) > 1)
+        return PartDiagnosis.of(list(self.findings), tried=len(self.steps) > 1)
 
 
 def judge_loop(trace: Trace, graph: CachedGraph | None, *, pad_token_id: int | None = None) -> LoopJudgement:
@@ -65,7 +65,7 @@ def judge_loop(trace: Trace, graph: CachedGraph | None, *, pad_token_id: int | N
     found = sorted(structure.findings, key=lambda entry: entry[0])
     return LoopJudgement(
         findings=tuple(finding for _, finding in found),
-        strip=tuple(_loop_step(walked, structure) for walked in structure.walked),
+        steps=tuple(_loop_step(walked, structure) for walked in structure.walked),
         first_wrong=found[0][0] if found else None,
         notes=(*trace.notes, *structure.notes),
         compared=compared,

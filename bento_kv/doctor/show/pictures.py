@@ -186,14 +186,14 @@ def chart(measured: Measurements) -> Chart:
     low = math.floor(math.log10(min(scaled, default=1e-8))) - 1
     high = max(math.ceil(math.log10(max(scaled, default=1e-8))), low + 2) + (None in errors)  # a line of their own
     left, right = _PLOT
-    apart = (right - left) / max(1, len(errors) - 1)
+    spacing = (right - left) / max(1, len(errors) - 1)
 
     def down(error: float) -> float:
         return round(_CHART_TOP + _CHART_HEIGHT * (high - max(low, math.log10(error or 10.0**low))) / (high - low), 1)
 
     dots = tuple(
         Dot(
-            left + apart * at,
+            left + spacing * at,
             _CHART_TOP if error is None else down(error),
             f"step {step.step}: {number(error)}",
             beyond(error, measured.limit),

@@ -15,7 +15,7 @@ from rich.table import Table
 from rich.text import Text
 
 from bento_kv.doctor.faults import FAULTS
-from bento_kv.doctor.records import Diagnosis, Finding, LoopStep, PartDiagnosis, State, Verdict
+from bento_kv.doctor.records import Diagnosis, Finding, ItemState, LoopStep, PartDiagnosis, Verdict
 from bento_kv.doctor.show.shown import (
     Cell,
     Gap,
@@ -42,7 +42,7 @@ class _Symbols(NamedTuple):
     more: str
     rule: str
 
-    def of(self, state: Verdict | State) -> str:
+    def of(self, state: Verdict | ItemState) -> str:
         return {"wrong": self.wrong, "unknown": self.unknown}.get(state, self.right)
 
 
