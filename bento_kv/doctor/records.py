@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
+from bento_kv.contract.record import Record
 from bento_kv.doctor.faults import FaultId, ItemId, LoopFaultId, Part
 
 Verdict = Literal["right", "wrong", "unknown"]
@@ -28,11 +29,7 @@ _SCENARIOS: dict[tuple[bool, bool], tuple[Scenario, tuple[int, ...]]] = {
 }
 
 
-class _DiagnosisRecord(BaseModel):
-    model_config = ConfigDict(extra="forbid", frozen=True, populate_by_name=True)
-
-
-class Finding(_DiagnosisRecord):
+class Finding(Record):
     """One fault. `where` names the node, the tensor and axis, or the step; `axis` the one that is fixed, if one is."""
 
     id: FaultId
@@ -42,7 +39,7 @@ class Finding(_DiagnosisRecord):
     fix: str
 
 
-class PartDiagnosis(_DiagnosisRecord):
+class PartDiagnosis(Record):
     """The verdict on export or loop: `unknown` where nothing was found because it could not be tried."""
 
     verdict: Verdict
@@ -54,7 +51,7 @@ class PartDiagnosis(_DiagnosisRecord):
         return cls(verdict="wrong" if findings else "right" if tried else "unknown", findings=tuple(findings))
 
 
-class Item(_DiagnosisRecord):
+class Item(Record):
     """A line of the checklist."""
 
     id: ItemId
@@ -62,7 +59,7 @@ class Item(_DiagnosisRecord):
     state: ItemState
 
 
-class LoopStep(_DiagnosisRecord):
+class LoopStep(Record):
     """What went into a step and came out of it: the golden loop's, or a traced one's beside what it should have been.
 
     Lengths are positions; None where a trace does not say.
@@ -79,7 +76,7 @@ class LoopStep(_DiagnosisRecord):
     findings: tuple[LoopFaultId, ...] = ()
 
 
-class StepError(_DiagnosisRecord):
+class StepError(Record):
     """One cached step against the same tokens uncached: largest error over the largest value, logits and by layer."""
 
     step: int
@@ -90,7 +87,7 @@ class StepError(_DiagnosisRecord):
     values: tuple[float | None, ...]
 
 
-class Measurements(_DiagnosisRecord):
+class Measurements(Record):
     """Numbers behind the verdicts; `limit` is what an error may be at most. Empty where nothing could be run."""
 
     limit: float | None = None
@@ -99,7 +96,7 @@ class Measurements(_DiagnosisRecord):
     loop: tuple[LoopStep, ...] = ()
 
 
-class Target(_DiagnosisRecord):
+class Target(Record):
     """What was diagnosed."""
 
     path: str
@@ -114,7 +111,7 @@ class Target(_DiagnosisRecord):
     reference: str | None = None
 
 
-class Diagnosis(_DiagnosisRecord):
+class Diagnosis(Record):
     """The answer of `doctor`: whether export or loop is wrong, and what to do first."""
 
     schema_: Literal["bento_kv.diagnosis/1"] = Field("bento_kv.diagnosis/1", alias="schema")
