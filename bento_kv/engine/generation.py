@@ -13,10 +13,10 @@ from numpy.typing import NDArray
 from bento_kv.engine.deadlines import Deadlines
 from bento_kv.engine.logits import token_logprobs
 from bento_kv.engine.lookup import Speculation
+from bento_kv.engine.output_text import OutputText
 from bento_kv.engine.request import Detokenize, FinishReason, Request, StepOutput, TokenLogprobs
 from bento_kv.engine.sampler import Sampler
 from bento_kv.engine.scheduler import SequenceState
-from bento_kv.engine.text import OutputText
 from bento_kv.errors import BentoKVError, DecoderError
 
 logger = logging.getLogger(__name__)

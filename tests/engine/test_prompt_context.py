@@ -10,7 +10,7 @@ from hypothesis import assume, example, given, settings
 from hypothesis import strategies as st
 
 from bento_kv.engine.detokenizer import Detokenizer
-from bento_kv.engine.text import OutputText
+from bento_kv.engine.output_text import OutputText
 from tests.tokenizers import FORMS, SPECIAL, decoder
 
 TOKENIZERS = {name: make() for name, make in FORMS.items()}

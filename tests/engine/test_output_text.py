@@ -5,7 +5,7 @@ from typing import SupportsIndex
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from bento_kv.engine.text import OutputText, StopSearch
+from bento_kv.engine.output_text import OutputText, StopSearch
 from tests.engine.fakes import letters, to_ids
 
 pieces = st.lists(st.text("ab", max_size=4), max_size=8)
