@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import onnx
+import onnx_ir as ir
 
+from bento_kv.doctor.records import Finding
 from bento_kv.errors import BentoKVError, DecoderError
-from bento_kv.repair.axes import restore_axes
-from bento_kv.repair.files import carry_weights, check_paths, find_weights, read, staged, write
-from bento_kv.repair.names import cast_presents, interface_of, normalize, pair_up
+from bento_kv.repair.axes import Axes, name_axes
+from bento_kv.repair.examine import examine, open_written
+from bento_kv.repair.files import check_paths, data_beside, read, staged, write
+from bento_kv.repair.interface import interface_of
+from bento_kv.repair.names import normalize
+from bento_kv.repair.pairs import cast_presents, pair_up
 from bento_kv.repair.records import Change, Repair
 from bento_kv.repair.reexport import reexport
-from bento_kv.repair.trial import Subject
 from bento_kv.repair.versions import lower_versions
+from bento_kv.repair.weights import carry_weights, find_weights
 from bento_kv.runtime.session import open_session
 
 
@@ -27,13 +31,14 @@ def repair(
     force: bool = False,
     progress: Callable[[str], None] = lambda _: None,
 ) -> Repair:
-    """Mend a decoder's graph, or export it anew from its model.
+    """Mend what a decoder's file says of its graph, or export the graph anew from its model.
 
     Without a reference: IR version and opset are lowered to what the installed runtime takes; weights that lie in the
-    same folder under another name are relinked; presents are paired with the pasts that they begin with, and cast to
-    their type; axes are made symbolic, and constants made sizes, as far as the graph survives it when it is run at
-    batches 1 to 3, sequences 1 to 7 and pasts 0 to 7, cached against uncached; names are normalised. With one, all that
-    is replaced by a new export behind the old interface, checked against the model.
+    same folder under another name are relinked; presents are cast to the type of their pasts, and paired with the pasts
+    that they begin with; sizes that inputs and outputs declare are made symbolic, as far as the graph takes others when
+    the doctor runs it; and what is right then gets the usual names. What a graph computes is never changed: where sizes
+    stand in it as constants, with a reference all of it is replaced by a new export behind the old interface, checked
+    against the model.
 
     Args:
         file: what to mend; it stays as it is.
@@ -57,65 +62,82 @@ def repair(
             result.mended = reexport(file, reference, target, progress=progress)
             result.exported = True
         else:
-            _mend(file, target, result, names, progress)
+            _Mending(read(file), target, result, progress).run(names=names)
         if target.exists():
             result.output = output
     return result
 
 
-def _mend(file: Path, target: Path, result: Repair, names: bool, progress: Callable[[str], None]) -> None:
-    """Write the mended graph to `target`; or nothing, where nothing was mended."""
-    model = read(file)
-    interface_of(model)
-    found, relinked, missing = find_weights(model, file)
-    if missing:  # a file that points to weights that are not there would be no better than the old one
-        result.left += missing
-        target.unlink(missing_ok=True)
-        return
-    result.mended += relinked
-    progress("versions")
-    model, mended, left = lower_versions(model)
-    result.mended += mended
-    result.left += left
-    carry_weights(model, found, target.parent, f"{target.name}.data")
-    if not left:
-        model = _mend_graph(model, file, target, result, names, progress)
-    if result.mended:
-        write(model, target)
-        if not result.left:
-            open_session(target)  # what does not load is not mended
-    else:
-        target.unlink(missing_ok=True)
+class _Mending:
+    """One file on its way.
+
+    Args:
+        model: of the file; changed in place.
+        target: where to write it; nothing is left there where nothing was mended.
+        result: what is found and done goes into it.
+        progress: told what is being done.
+    """
+
+    def __init__(self, model: ir.Model, target: Path, result: Repair, progress: Callable[[str], None]) -> None:
+        self._model = model
+        self._target = target
+        self._result = result
+        self._progress = progress
+
+    def run(self, *, names: bool) -> None:
+        """Write the mended graph; or nothing."""
+        interface_of(self._model)
+        relinked, missing = find_weights(self._model, self._result.source)
+        self._note([], missing)
+        if missing:  # a file that points to weights that are not there would be no better than the old one
+            return
+        self._progress("versions")
+        mended, left = lower_versions(self._model)
+        self._note([*relinked, *mended], left)
+        carry_weights(self._model, data_beside(self._target))
+        if not left and not interface_of(self._model).packed and self._loads():
+            self._mend_interface(names)
+        if self._result.mended:
+            write(self._model, self._target)
+            if not self._result.left:
+                open_session(self._target)  # what does not load is not mended
+        else:
+            self._target.unlink(missing_ok=True)
+
+    def _mend_interface(self, names: bool) -> None:
+        """What is told by running."""
+        self._progress("pairs")  # first: a cache that goes to another layer fails at any size
+        cast = cast_presents(self._model)
+        axes = Axes(self._model)
+        axes.free()
+        write(self._model, self._target)
+        paired, unpaired = pair_up(self._model, open_written(self._target, self._result.source))
+        self._progress("axes")
+        named, wrong = name_axes(axes, self._examine)
+        self._note([*cast, *paired, *named], unpaired + [change for change in wrong if change.id not in _ids(unpaired)])
+        if names and not self._result.left:
+            self._note(normalize(self._model), [])
+
+    def _examine(self) -> Sequence[Finding]:
+        write(self._model, self._target)
+        return examine(self._target, self._result.source)
+
+    def _loads(self) -> bool:
+        write(self._model, self._target)
+        try:
+            open_session(self._target)
+        except BentoKVError as error:
+            file = self._result.source
+            reason = str(error).replace(str(self._target), file.name)
+            advice = "A new export is needed: give the model as --reference"
+            self._note([], [Change("load-failed", file.name, f"{reason}. {advice}")])
+            return False
+        return True
+
+    def _note(self, mended: Sequence[Change], left: Sequence[Change]) -> None:
+        self._result.mended += mended
+        self._result.left += left
 
 
-def _mend_graph(
-    model: onnx.ModelProto, file: Path, target: Path, result: Repair, names: bool, progress: Callable[[str], None]
-) -> onnx.ModelProto:
-    """What needs a graph that the runtime loads."""
-    write(model, target)
-    if interface_of(model).packed:
-        return model
-    try:
-        open_session(target)
-    except BentoKVError as error:
-        result.left.append(
-            Change(
-                "load-failed",
-                file.name,
-                f"{str(error).replace(str(target), file.name)}. A new export is needed: give the model as --reference",
-            )
-        )
-        return model
-    Subject.open(target, file).graph.empty_cache(1)  # raises where heads and their size are told nowhere
-    progress("pairs")  # first: a cache that goes to another layer fails at any size
-    model, paired, unpaired = pair_up(model, target)
-    model, cast = cast_presents(model)
-    progress("axes")
-    restored = restore_axes(model, target, file)
-    model = restored.model
-    result.mended += [*paired, *cast, *restored.mended]
-    result.left += [*unpaired, *restored.left]
-    if names:
-        model, changed = normalize(model)
-        result.mended += changed
-    return model
+def _ids(changes: Sequence[Change]) -> set[str]:
+    return {change.id for change in changes}

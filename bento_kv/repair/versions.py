@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Iterable
-
 import onnx
+import onnx_ir as ir
 import onnxruntime as ort
-from onnx import helper, version_converter
-from onnx.external_data_helper import uses_external_data
+from onnx import version_converter
 
 from bento_kv.errors import first_line
 from bento_kv.onnx_file import highest_ir_version, highest_opset
 from bento_kv.repair.records import Change
+from bento_kv.repair.weights import check, without_weights
 
-_SMALL = 1024  # elements; what a conversion may need to read, such as axes
 
-
-def lower_versions(model: onnx.ModelProto) -> tuple[onnx.ModelProto, list[Change], list[Change]]:
-    """The model in versions that the runtime takes; what was mended, what could not be."""
-    mended, left = [], []
-    if model.ir_version > highest_ir_version():
+def lower_versions(model: ir.Model) -> tuple[list[Change], list[Change]]:
+    """Bring a model to versions that the runtime takes, in place; what was mended, what could not be."""
+    mended: list[Change] = []
+    left: list[Change] = []
+    if (model.ir_version or 0) > highest_ir_version():
         mended.append(
             Change(
                 "ir-version-unsupported",
@@ -28,111 +25,71 @@ def lower_versions(model: onnx.ModelProto) -> tuple[onnx.ModelProto, list[Change
                 f"lowered from {model.ir_version} to {highest_ir_version()}; nothing that is computed changed",
             )
         )
-        model = copy.deepcopy(model)
         model.ir_version = highest_ir_version()
-    opset = opset_of(model)
-    if opset > highest_opset():
-        converted, change = _convert(model, highest_opset())
-        if converted is None:
-            left.append(change)
-        else:
-            model = converted
-            mended.append(change)
-    return model, mended, left
+    opset, target = model.opset_imports.get("", 0), highest_opset()
+    if opset > target:
+        known = opset <= onnx.defs.onnx_opset_version()
+        problem = _convert(model, target) if known else _restamp(model, target)
+        text = problem or (_CONVERTED if known else _RESTAMPED).format(
+            opset=opset, target=target, onnx=onnx.__version__
+        )
+        (left if problem else mended).append(Change("opset-unsupported", f"opset {opset}", text))
+    return mended, left
 
 
-def opset_of(model: onnx.ModelProto) -> int:
-    return max((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=0)
+_CONVERTED = "converted from {opset} to {target} by onnx's version converter"
+_RESTAMPED = (
+    "declared as {target}: every node is valid in it as it stands. onnx {onnx} does not know {opset}, so "
+    "that none of its operators means something else there is not proven; compare with a reference"
+)
 
 
-def _convert(model: onnx.ModelProto, target: int) -> tuple[onnx.ModelProto | None, Change]:
-    opset = opset_of(model)
-    if opset > onnx.defs.onnx_opset_version():
-        return _restamp(model, target)
+def _convert(model: ir.Model, target: int) -> str:
+    """Convert the graph in place; or say why it cannot be."""
     try:
-        with_values = _convert_light(model, target)
-        onnx.checker.check_model(light(with_values)[0])
+        converted = _converted(model, target)
+        check(ir.Model(converted, ir_version=model.ir_version or target))
     except Exception as error:  # noqa: BLE001 - the converter's own, and a class that the checker does not export
         unknown = sorted(_newer(model, target))
         reason = f"{unknown[0]} came after opset {target}" if unknown else first_line(error)
-        return None, Change(
-            "opset-unsupported",
-            f"opset {opset}",
+        return (
             f"cannot be converted to {target}, the newest that onnxruntime {ort.__version__} takes: {reason}. Install a "
-            f"newer onnxruntime, or export again with opset {target}",
+            f"newer onnxruntime, or export again with opset {target}: give the model as --reference"
         )
-    text = f"converted from {opset} to {target} by onnx's version converter"
-    return with_values, Change("opset-unsupported", f"opset {opset}", text)
+    model.graph = converted
+    return ""
 
 
-def _restamp(model: onnx.ModelProto, target: int) -> tuple[onnx.ModelProto | None, Change]:
+def _restamp(model: ir.Model, target: int) -> str:
     """An opset that onnx itself does not know yet: its definitions cannot be read, but the nodes may all be older."""
-    opset, lowered = opset_of(model), copy.deepcopy(model)
-    for entry in lowered.opset_import:
-        if entry.domain in ("", "ai.onnx"):
-            entry.version = target
+    opset = model.opset_imports[""]
+    model.opset_imports[""] = target
     try:
-        onnx.checker.check_model(light(lowered)[0])
+        check(model)
     except Exception as error:  # noqa: BLE001 - a class that onnx does not export
-        return None, Change(
-            "opset-unsupported",
-            f"opset {opset}",
+        model.opset_imports[""] = opset
+        return (
             f"onnx {onnx.__version__} knows opsets up to {onnx.defs.onnx_opset_version()}, so it cannot convert this one, "
             f"and not all of its nodes are valid in {target}: {first_line(error)}. Install newer onnx and onnxruntime, or "
-            f"export again with opset {target}",
+            f"export again with opset {target}: give the model as --reference"
         )
-    return lowered, Change(
-        "opset-unsupported",
-        f"opset {opset}",
-        f"declared as {target}: every node is valid in it as it stands. onnx {onnx.__version__} does not know {opset}, so "
-        "that none of its operators means something else there is not proven; compare with a reference",
-    )
+    return ""
 
 
-def _newer(model: onnx.ModelProto, target: int) -> set[str]:
+def _newer(model: ir.Model, target: int) -> set[str]:
     """Operators of the graph that the target does not have."""
-    operators = {node.op_type for node in model.graph.node if node.domain in ("", "ai.onnx")}
+    operators = {node.op_type for node in model.graph.all_nodes() if node.domain in ("", "ai.onnx")}
     return {name for name in operators if not onnx.defs.has(name, target, "")}
 
 
-def _convert_light(model: onnx.ModelProto, target: int) -> onnx.ModelProto:
-    """Convert without the weights, which the converter copies several times and which may lie in another file."""
-    small, heavy = light(model)
-    converted: onnx.ModelProto = version_converter.convert_version(small, target)
-    names = {tensor.name for tensor in heavy}
-    kept = [value for value in converted.graph.input if value.name not in names]
-    del converted.graph.input[:]
-    converted.graph.input.extend(kept)
-    converted.graph.initializer.extend(heavy)
-    for entry in model.opset_import:  # the converter drops what it does not know
-        if entry.domain and all(other.domain != entry.domain for other in converted.opset_import):
-            converted.opset_import.append(entry)
-    converted.ir_version = model.ir_version
-    converted.metadata_props.extend(model.metadata_props)
-    return converted
-
-
-def light(model: onnx.ModelProto) -> tuple[onnx.ModelProto, list[onnx.TensorProto]]:
-    """The model with its large weights as inputs, and these."""
-    light = onnx.ModelProto()
-    light.CopyFrom(model)
-    heavy = [t for t in light.graph.initializer if uses_external_data(t) or _elements(t.dims) > _SMALL]
-    inputs = {value.name for value in light.graph.input}
-    light.graph.input.extend(
-        helper.make_tensor_value_info(tensor.name, tensor.data_type, list(tensor.dims))
-        for tensor in heavy
-        if tensor.name not in inputs
-    )
-    names = {tensor.name for tensor in heavy}
-    kept = [tensor for tensor in light.graph.initializer if tensor.name not in names]
-    copies = [copy.deepcopy(tensor) for tensor in heavy]
-    del light.graph.initializer[:]
-    light.graph.initializer.extend(kept)
-    return light, copies
-
-
-def _elements(dims: Iterable[int]) -> int:
-    total = 1
-    for size in dims:
-        total *= size
-    return total
+def _converted(model: ir.Model, target: int) -> ir.Graph:
+    """The graph converted; without the weights, which the converter copies several times and which may lie elsewhere."""
+    light, weights = without_weights(model)
+    graph = ir.from_proto(version_converter.convert_version(ir.to_proto(light), target)).graph
+    for value in [value for value in graph.inputs if value.name in weights]:
+        graph.inputs.remove(value)
+        value.const_value = weights[value.name or ""]
+        graph.register_initializer(value)
+    for domain, version in model.opset_imports.items():  # the converter drops what it does not know
+        graph.opset_imports.setdefault(domain, version)
+    return graph

@@ -159,23 +159,37 @@ class GrowingGraph:
         positions: NDArray[np.int64] | None = None,
     ) -> GraphOutput:
         """One step; see `CachedGraph.run`."""
-        held = cache_length(past)
-        part = self._parts[-1] if held else self._parts[0]
+        interface = self._part(past).interface
+        _, results = self.run_by_name(ids, past, mask=mask, positions=positions)
+        logits = np.asarray(results[interface.logits.name], np.float32)
+        if logits.ndim == 2:
+            logits = logits[:, None]
+        return GraphOutput(logits, _presents(interface, results, len(ids)))
+
+    def run_by_name(
+        self,
+        ids: NDArray[np.int64],
+        past: Cache,
+        *,
+        mask: NDArray[np.int64] | None = None,
+        positions: NDArray[np.int64] | None = None,
+    ) -> tuple[dict[str, NDArray[np.generic]], dict[str, NDArray[np.generic]]]:
+        """One step as the graph sees it: what went in and all that came out, in its own names and orders of axes."""
+        part, held = self._part(past), cache_length(past)
         feeds = _feeds(part.interface, ids, held, mask, positions)
         if part.interface.has_past:
             feeds.update(_past_feeds(part.interface, past))
         names = [output.name for output in part.session.get_outputs()]
         try:
-            results = dict(zip(names, part.session.run(names, feeds), strict=True))
+            return feeds, dict(zip(names, part.session.run(names, feeds), strict=True))
         except Exception as error:  # onnxruntime's exceptions share no base class of their own
             raise DecoderError(
                 f"the runtime failed on {ids.shape[1]} tokens of {ids.shape[0]} rows with a past of {held}: "
                 f"{first_line(error)}"
             ) from error
-        logits = np.asarray(results[part.interface.logits.name], np.float32)
-        if logits.ndim == 2:
-            logits = logits[:, None]
-        return GraphOutput(logits, _presents(part.interface, results, len(ids)))
+
+    def _part(self, past: Cache) -> _Part:
+        return self._parts[-1] if cache_length(past) else self._parts[0]
 
 
 def specs(session: ort.InferenceSession) -> tuple[list[TensorSpec], list[TensorSpec]]:

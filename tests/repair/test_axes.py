@@ -1,7 +1,8 @@
-"""Axes that were baked, declared or within: restored where the graph survives it, named where it does not."""
+"""Declared sizes: made symbolic where the graph in truth takes others; where it does not, they stay and are named."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,42 +13,20 @@ import pytest
 from onnx import helper, numpy_helper
 
 from bento_kv.repair.repair import repair
-from bento_kv.repair.shapes import aligned, resolve
 from tests import layouts
 
-AT = {"batch": 2, "sequence": 3, "past": 5}
 Made = Callable[[onnx.ModelProto], onnx.ModelProto]
-
-
-def _traced(axes: list[str], **sizes: int) -> Made:
-    at = {**AT, **sizes}
-    return lambda model: layouts.as_traced_at(model, axes, **at)
-
-
-def _fixed(axes: list[str], **sizes: int) -> Made:
-    at = {**AT, **sizes}
-    return lambda model: layouts.as_fixed_axes(_traced(axes, **sizes)(model), **{axis: at[axis] for axis in axes})
-
-
-ALL = ["batch", "sequence", "past"]
 MENDED: dict[str, Made] = {
-    "batch declared": lambda model: layouts.as_fixed_axes(model, batch=2),
-    "past declared": lambda model: layouts.as_fixed_axes(model, past=4),
-    "all declared": lambda model: layouts.as_fixed_axes(model, batch=1, sequence=3, past=4),
-    "batch within": _traced(["batch"]),
-    "sequence and past within": _traced(["sequence", "past"]),
-    "all within": _traced(ALL),
-    "all, declared and within": _fixed(ALL),
-    "batch of 1": _fixed(ALL, batch=1),
-    "a decoding step": _fixed(ALL, batch=1, sequence=1, past=6),
-    "no past": _fixed(ALL, batch=1, sequence=7, past=0),
-    "numbers that heads have too": _fixed(ALL, batch=2, sequence=4, past=16),
+    "batch": lambda model: layouts.as_fixed_axes(model, batch=2),
+    "past": lambda model: layouts.as_fixed_axes(model, past=4),
+    "all": lambda model: layouts.as_fixed_axes(model, batch=1, sequence=3, past=4),
+    "a decoding step": lambda model: layouts.as_fixed_axes(model, batch=1, sequence=1, past=6),
     "half precision": lambda model: layouts.as_fixed_axes(layouts.as_fp16(model), batch=2, past=4),
 }
 
 
 @pytest.mark.parametrize("name", MENDED)
-def test_a_baked_axis_varies_again(name: str, common: onnx.ModelProto, tmp_path: Path) -> None:
+def test_a_declared_size_becomes_an_axis(name: str, common: onnx.ModelProto, tmp_path: Path) -> None:
     file = layouts.save(MENDED[name](common), tmp_path / "model.onnx")
     before = file.read_bytes()
     with pytest.raises(Exception, match=r"(?i)dimension|shape|broadcast|index"):
@@ -138,14 +117,14 @@ def test_a_graph_that_takes_any_past_but_an_empty_one(common: onnx.ModelProto, t
 
 
 def test_numbers_that_are_wrong_at_any_size_are_not_blamed_on_an_axis(common: onnx.ModelProto, tmp_path: Path) -> None:
-    """The past is taken and not looked at: its values are zeros inside."""
+    """The past is taken and not looked at: its values are zeros inside, and come out so."""
     model = layouts.as_fixed_axes(common)
     model.graph.initializer.append(numpy_helper.from_array(np.array([0.0], np.float32), "nothing"))
     layouts.rename_uses(model.graph, {"past_key_values.1.value": "lost"})
     model.graph.node.insert(0, helper.make_node("Mul", ["past_key_values.1.value", "nothing"], ["lost"]))
     result = repair(layouts.save(model, tmp_path / "model.onnx"), tmp_path / "mended.onnx")
-    assert "numeric-mismatch" in [change.id for change in result.left]
-    assert "dynamic-axis-baked" not in [change.id for change in result.left]
+    assert [change.id for change in result.left] == ["present-not-appended"]
+    assert "--reference" in result.left[0].text
     assert result.output is None
 
 
@@ -160,30 +139,36 @@ def test_a_graph_of_a_pair(part: str, common: onnx.ModelProto, tmp_path: Path) -
     assert layouts.dims(onnx.load(tmp_path / "out" / part).graph.input[0]) == ["batch", "sequence"]
 
 
+def test_sizes_within_are_named_and_need_a_new_export(common: onnx.ModelProto, tmp_path: Path) -> None:
+    """Constants that a trace made of sizes: which they were stands nowhere, so they are not guessed."""
+    model = layouts.as_traced_at(common, ["sequence", "past"], batch=2, sequence=3, past=5)
+    result = repair(layouts.save(model, tmp_path / "model.onnx"), tmp_path / "mended.onnx")
+    assert result.output is None
+    assert {change.id for change in result.left} == {"dynamic-axis-baked"}
+    assert all("give the model as --reference" in change.text for change in result.left)
+
+
+def test_where_rows_cannot_stand_side_by_side_the_other_axes_are_named(common: onnx.ModelProto, tmp_path: Path) -> None:
+    model = layouts.as_fixed_axes(layouts.as_traced_at(common, ["batch"], batch=1, sequence=3, past=5), batch=1, past=5)
+    result = repair(layouts.save(model, tmp_path / "model.onnx"), tmp_path / "mended.onnx")
+    assert [change.where for change in result.left] == ["batch = 1"]
+    assert result.output is not None
+    assert layouts.dims(onnx.load(result.output).graph.input[-1])[::2] == [1, "past"]
+
+
+def test_sizes_of_outputs_count_too(common: onnx.ModelProto, tmp_path: Path) -> None:
+    model = copy.deepcopy(common)
+    for value in layouts.cache_outputs(model):
+        value.type.tensor_type.shape.dim[2].dim_value = 8
+    result = repair(layouts.save(model, tmp_path / "model.onnx"), tmp_path / "mended.onnx")
+    assert (result.left, [change.id for change in result.mended]) == ([], ["dynamic-axis-baked"])
+    mended = onnx.load(tmp_path / "mended.onnx")
+    assert layouts.dims(layouts.cache_outputs(mended)[0]) == layouts.dims(layouts.cache_outputs(common)[0])
+
+
 def test_a_healthy_graph_is_left_alone(common: onnx.ModelProto, tmp_path: Path) -> None:
     result = repair(layouts.save(common, tmp_path / "model.onnx"), tmp_path / "mended.onnx")
     assert (result.output, result.mended, result.left) == (None, [], [])
-
-
-@pytest.mark.parametrize(
-    ("source", "shape", "groups"),
-    [
-        ((2, 3, 64), (2, 3, 4, 16), [([0], [0]), ([1], [1]), ([2], [2, 3])]),
-        ((2, 4, 7, 16), (8, 7, 16), [([0, 1], [0]), ([2], [1]), ([3], [2])]),
-        ((6, 64), (2, 3, 64), [([0], [0, 1]), ([1], [2])]),
-        ((1, 4, 7, 16), (4, 7, 16), [([0, 1], [0]), ([2], [1]), ([3], [2])]),
-        ((4, 16, 7), (1, 4, 16, 7), [([0], [0, 1]), ([1], [2]), ([2], [3])]),
-        ((3, 5), (3, 5), [([0], [0]), ([1], [1])]),
-    ],
-)
-def test_a_reshape_is_told_by_its_axes(
-    source: tuple[int, ...], shape: tuple[int, ...], groups: list[tuple[list[int], list[int]]]
-) -> None:
-    assert aligned(source, shape) == groups
-
-
-def test_a_target_in_numbers() -> None:
-    assert resolve([0, -1, 16], [2, 3, 64]) == [2, 12, 16]
 
 
 def _add_to_logits(model: onnx.ModelProto, table: np.ndarray) -> None:

@@ -8,14 +8,16 @@ from pathlib import Path
 
 import numpy as np
 import onnx
+import onnx_ir as ir
 import onnxruntime as ort
 import pytest
 import torch
+from onnx import TensorProto
 from transformers import AutoModelForCausalLM
 
 from bento_kv.errors import SourceError
-from bento_kv.repair.names import interface_of
-from bento_kv.repair.reexport import adapt
+from bento_kv.repair.adapt import adapt
+from bento_kv.repair.interface import interface_of
 from bento_kv.repair.repair import repair
 from bento_kv.runtime.growing import GrowingGraph
 from tests import layouts
@@ -39,11 +41,24 @@ def test_the_interface_is_put_around_the_export(
     name: str, common: onnx.ModelProto, source: Path, tmp_path: Path
 ) -> None:
     layout = INTERFACES[name](common)
-    model = copy.deepcopy(common)
-    adapt(model, interface_of(layouts.as_fixed_axes(layout, batch=1, past=4)))
-    file = layouts.save(model, tmp_path / "new.onnx")
+    model = ir.from_proto(copy.deepcopy(common))
+    adapt(model, interface_of(ir.from_proto(layouts.as_fixed_axes(layout, batch=1, past=4))))
+    file = tmp_path / "new.onnx"
+    ir.save(model, file)
     assert _declared(file) == _declared(layouts.save(layout, tmp_path / "layout.onnx"))
     _assert_equals_torch(file, source, 0.05 if name == "half precision" else 1e-5)
+
+
+@pytest.fixture
+def exporting(common: onnx.ModelProto, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The export of the session instead of one more."""
+
+    def export(_: str, file: Path, *, positions: bool, mask: bool, progress: Callable[[str], None]) -> None:
+        assert positions
+        assert mask
+        layouts.save(common, file)
+
+    monkeypatch.setattr("bento_kv.export.growing.export_growing", export)
 
 
 def test_a_broken_file_is_exported_anew(common: onnx.ModelProto, source: Path, tmp_path: Path) -> None:
@@ -64,7 +79,7 @@ def _declared(file: Path) -> set[tuple[str, str, tuple[int | str, ...]]]:
 
 @pytest.mark.parametrize("layout", ["uncached", "merged"])
 def test_an_interface_without_a_cache_of_its_own_gets_the_common_one(
-    layout: str, common: onnx.ModelProto, source: Path, tmp_path: Path
+    layout: str, common: onnx.ModelProto, source: Path, exporting: None, tmp_path: Path
 ) -> None:
     made = layouts.as_uncached(common) if layout == "uncached" else layouts.as_merged(common)
     result = repair(layouts.save(made, tmp_path / "model.onnx"), tmp_path / "new.onnx", reference=str(source))
@@ -75,10 +90,28 @@ def test_an_interface_without_a_cache_of_its_own_gets_the_common_one(
     _assert_equals_torch(tmp_path / "new.onnx", source, 1e-5)
 
 
-def test_a_file_cut_off_is_exported_anew(common: onnx.ModelProto, source: Path, tmp_path: Path) -> None:
+def test_a_file_cut_off_is_exported_anew(
+    common: onnx.ModelProto, source: Path, exporting: None, tmp_path: Path
+) -> None:
     (tmp_path / "model.onnx").write_bytes(common.SerializeToString()[:5000])
     result = repair(tmp_path / "model.onnx", tmp_path / "new.onnx", reference=str(source))
     assert result.exported
+    _assert_equals_torch(tmp_path / "new.onnx", source, 1e-5)
+
+
+def test_a_cache_in_bfloat16_is_one_of_floats_then(
+    common: onnx.ModelProto, source: Path, exporting: None, tmp_path: Path
+) -> None:
+    """The runtime loads no such graph on its CPU provider, and nobody can feed it: the advice has to lead somewhere."""
+    model = copy.deepcopy(common)
+    for value in [*layouts.cache_inputs(model), *layouts.cache_outputs(model)]:
+        value.type.tensor_type.elem_type = TensorProto.BFLOAT16
+    file = layouts.save(model, tmp_path / "model.onnx")
+    result = repair(file, tmp_path / "mended.onnx")
+    assert (result.output, [change.id for change in result.left]) == (None, ["load-failed"])
+    assert "--reference" in result.left[0].text
+    result = repair(file, tmp_path / "new.onnx", reference=str(source))
+    assert any("bfloat16" in change.text and "past_key_values.0.key" in change.where for change in result.mended)
     _assert_equals_torch(tmp_path / "new.onnx", source, 1e-5)
 
 

@@ -35,6 +35,7 @@ class Opened:
 
     Attributes:
         files: its graphs, the one that takes a past last.
+        folder: where the configurations are that tell what the graphs do not.
         models: of the files, without their weights.
         interface: of the last graph; None where it cannot be told.
         graph: to drive; None where the runtime does not load it.
@@ -42,6 +43,7 @@ class Opened:
     """
 
     files: tuple[Path, ...]
+    folder: Path
     models: list[onnx.ModelProto] = field(default_factory=list)
     interface: Interface | None = None
     graph: CachedGraph | None = None
@@ -51,11 +53,6 @@ class Opened:
     def one_token_steps(self) -> bool:
         """Another graph, or branch, takes the prompt: this one may be made for a token a step."""
         return len(self.files) > 1 or (self.interface is not None and self.interface.branch is not None)
-
-    @property
-    def folder(self) -> Path:
-        """Where its files are."""
-        return self.files[0].parent
 
     @property
     def mendable(self) -> bool:
@@ -92,8 +89,23 @@ def open_decoder_file(target: Path, *, threads: int | None = None) -> Opened:
     Raises:
         DecoderError: there is no graph, or it is not a causal decoder's.
     """
-    opened = Opened(graph_files(target))
-    for file in opened.files:
+    files = graph_files(target)
+    return open_graphs(files, files[0].parent, threads=threads)
+
+
+def open_graphs(files: tuple[Path, ...], folder: Path, *, threads: int | None = None) -> Opened:
+    """Open the graphs of one decoder, wherever they were written.
+
+    Args:
+        files: the one that takes a past last.
+        folder: where the decoder's configurations are.
+        threads: of a step.
+
+    Raises:
+        DecoderError: they are not a causal decoder's.
+    """
+    opened = Opened(files, folder)
+    for file in files:
         model = _parse(file)
         if isinstance(model, Finding):
             opened.findings.append(model)

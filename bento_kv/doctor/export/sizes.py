@@ -107,6 +107,11 @@ class Acceptance:
         # Only what the prefill shows besides.
         return [*{**alone, **findings}.values()]
 
+    def findings_of_prompts(self) -> list[Finding]:
+        """What a graph that is for step 0 alone, and takes no past, does not take."""
+        prefill = self._star(RunSizes(1, 7, 0), TOKENS, (0,))
+        return [self._nothing_runs()] if prefill is None else [*self._baked(prefill, (0,), TOKENS).values()]
+
     def _star(self, base: RunSizes, tokens: Sequence[int], pasts: Sequence[int]) -> RunSizes | None:
         """A base that works, with every axis varied around it; None if no base does."""
         candidates = [base, *(RunSizes(r, t, p) for r in ROWS for t in tokens for p in pasts)]

@@ -1,0 +1,75 @@
+"""What the doctor says of a graph that is being mended."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+
+from bento_kv.doctor.export.driven import check_causal
+from bento_kv.doctor.export.judge import judge_export
+from bento_kv.doctor.export.loading import Opened, measured_vocab_size, open_graphs
+from bento_kv.doctor.export.probe import LIMITS, Probe
+from bento_kv.doctor.export.rows import check_rows
+from bento_kv.doctor.export.sizes import Acceptance
+from bento_kv.doctor.records import Finding
+from bento_kv.errors import DecoderError
+from bento_kv.onnx_file import precision
+from bento_kv.repair.axes import Axes
+from bento_kv.repair.files import data_beside, read, write
+from bento_kv.repair.weights import carry_weights
+from bento_kv.runtime.growing import FIRST, WITH_PAST
+
+
+def open_written(file: Path, origin: Path) -> Opened:
+    """Open a graph that was written somewhere else than where its configurations are.
+
+    Args:
+        file: as written, weights beside it.
+        origin: the file that it was made from; the configurations beside it tell what the graph does not.
+
+    Raises:
+        DecoderError: it is no causal decoder's.
+    """
+    return open_graphs((file,), origin.parent)
+
+
+def examine(file: Path, origin: Path) -> Sequence[Finding]:
+    """What is wrong with a graph, together with the one for step 0 where it is the other of a pair.
+
+    Raises:
+        DecoderError: it is no causal decoder's, or nothing tells the heads of its cache.
+    """
+    if origin.name == WITH_PAST and origin.with_name(FIRST).is_file():
+        first = _with_free_axes(origin.with_name(FIRST), file.parent)
+        return judge_export(open_graphs((first, file), origin.parent)).diagnosis.findings
+    opened = open_written(file, origin)
+    interface = opened.interface
+    if origin.name == FIRST and interface is not None and interface.has_present and not interface.has_past:
+        return opened.findings or _examine_first(opened)
+    return judge_export(opened).diagnosis.findings
+
+
+def _with_free_axes(first: Path, folder: Path) -> Path:
+    """A pair is mended one by one: what the one for step 0 declares must not count against the other."""
+    copy = folder / "first.onnx"
+    with suppress(DecoderError):
+        model = read(first)
+        axes = Axes(model)
+        if axes.fixed and not copy.exists():
+            axes.free()
+            carry_weights(model, data_beside(copy))
+            write(model, copy)
+    return copy if copy.exists() else first
+
+
+def _examine_first(opened: Opened) -> list[Finding]:
+    """Of a graph for step 0 alone: the sizes that it takes, and where it takes all, its numbers."""
+    graph, vocab_size = opened.graph, measured_vocab_size(opened) or 1
+    if graph is None:
+        return []
+    findings = Acceptance(graph, vocab_size).findings_of_prompts()
+    if findings:
+        return findings
+    probe = Probe(graph, vocab_size, LIMITS[precision(opened.models[-1])], chunk=False)
+    return [*check_causal(probe), *check_rows(probe)]
