@@ -116,8 +116,8 @@ def repair(
 ) -> None:
     """Mend the graph in FILE, an ONNX decoder of any exporter, and diagnose what was written.
 
-    Lowers the IR version, converts the opset, restores axes, pairs and names inputs and outputs, finds renamed weights.
-    With --reference the model is exported again behind the inputs and outputs that FILE has.
+    Lowers the IR version, converts the opset, restores declared axes, pairs and names inputs and outputs, finds renamed
+    weights. With --reference the model is exported again behind the inputs and outputs that FILE has.
     """
     from bento_kv.doctor.diagnose import diagnose
     from bento_kv.repair.repair import repair as run
