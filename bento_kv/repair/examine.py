@@ -6,15 +6,10 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from bento_kv.doctor.export.driven import check_causal
-from bento_kv.doctor.export.judge import judge_export
-from bento_kv.doctor.export.loading import Opened, measured_vocab_size, open_graphs
-from bento_kv.doctor.export.probe import LIMITS, Probe
-from bento_kv.doctor.export.rows import check_rows
-from bento_kv.doctor.export.sizes import Acceptance
+from bento_kv.doctor.export.judge import judge_export, judge_first
+from bento_kv.doctor.export.loading import Opened, open_graphs
 from bento_kv.doctor.records import Finding
 from bento_kv.errors import DecoderError
-from bento_kv.onnx_file import precision
 from bento_kv.repair.axes import Axes
 from bento_kv.repair.files import data_beside, read, write
 from bento_kv.repair.weights import carry_weights
@@ -46,7 +41,7 @@ def examine(file: Path, origin: Path) -> Sequence[Finding]:
     opened = open_written(file, origin)
     interface = opened.interface
     if origin.name == FIRST and interface is not None and interface.has_present and not interface.has_past:
-        return opened.findings or _examine_first(opened)
+        return judge_first(opened)
     return judge_export(opened).diagnosis.findings
 
 
@@ -61,15 +56,3 @@ def _with_free_axes(first: Path, folder: Path) -> Path:
             carry_weights(model, data_beside(copy))
             write(model, copy)
     return copy if copy.exists() else first
-
-
-def _examine_first(opened: Opened) -> list[Finding]:
-    """Of a graph for step 0 alone: the sizes that it takes, and where it takes all, its numbers."""
-    graph, vocab_size = opened.graph, measured_vocab_size(opened) or 1
-    if graph is None:
-        return []
-    findings = Acceptance(graph, vocab_size).findings_of_prompts()
-    if findings:
-        return findings
-    probe = Probe(graph, vocab_size, LIMITS[precision(opened.models[-1])], chunk=False)
-    return [*check_causal(probe), *check_rows(probe)]

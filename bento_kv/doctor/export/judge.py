@@ -81,6 +81,19 @@ def judge_export(
     return examination.judgement()
 
 
+def judge_first(opened: Opened) -> list[Finding]:
+    """What is wrong with the graph for step 0 of a pair, judged alone: it takes no past, and no step follows it."""
+    if opened.graph is None:
+        return opened.findings
+    vocab_size = measured_vocab_size(opened) or 1
+    wrong = Acceptance(opened.graph, vocab_size).findings_of_prompts()
+    if wrong:
+        return wrong
+    limit = PRECISIONS[precision(opened.models[-1])].self_consistency
+    probe = Probe(opened.graph, vocab_size, limit, chunk=False)
+    return [*check_causal(probe), *check_rows(probe)]
+
+
 class _Examination:
     """What was found so far."""
 
