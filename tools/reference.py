@@ -24,7 +24,7 @@ import bento_kv
 from bento_kv import errors
 from bento_kv.bento.arguments import argument_settings
 from bento_kv.cli import main as cli
-from bento_kv.contract.precision import PRECISIONS
+from bento_kv.contract.precision import PRECISIONS, PrecisionTraits
 from bento_kv.doctor import faults
 from bento_kv.engine.config import EngineConfig
 from bento_kv.engine.request import SamplingParams
@@ -305,18 +305,32 @@ def _ids(rows: Sequence[faults.Fault]) -> str:
     return "any fault of the export" if every else ", ".join(code(each.id) for each in rows)
 
 
+# Rows of the table of limits, as `docs/reference/precisions.md` explains them.
+_LIMITS: Mapping[str, Callable[[PrecisionTraits], float | None]] = {
+    "rounding": lambda row: row.rounding,
+    "golden": lambda row: row.golden,
+    "quality-kl": lambda row: row.quality.kl,
+    "quality-top1": lambda row: row.quality.top1,
+    "quality-perplexity": lambda row: row.quality.perplexity,
+    "weight error": lambda row: row.weight_error,
+    "doctor, against itself": lambda row: row.self_consistency,
+    "doctor, against torch": lambda row: row.against_reference,
+}
+
+
 def limits() -> str:
     return table(
-        ["Precision", "kl", "top1", "perplexity", "Golden", "Doctor, against itself", "against torch"],
+        ["Limit", *map(code, PRECISIONS)],
         (
-            (
-                code(name),
-                *(f"{value:g}" for value in (row.quality.kl, row.quality.top1, row.quality.perplexity)),
-                *(f"{value:g}" for value in (row.golden, row.self_consistency, row.against_reference)),
-            )
-            for name, row in PRECISIONS.items()
+            [name, *("" if value is None else f"{value:g}" for value in map(limit, PRECISIONS.values()))]
+            for name, limit in _LIMITS.items()
         ),
     )
+
+
+def remedies() -> str:
+    rows = ((name, row.remedy) for name, row in PRECISIONS.items() if row.remedy)
+    return "\n".join(_filled(f"- {code(name)}: {remedy}.") for name, remedy in rows)
 
 
 PARTS: Mapping[str, Callable[[], str]] = {
@@ -335,6 +349,7 @@ PARTS: Mapping[str, Callable[[], str]] = {
     "loop faults": loop_faults,
     "checklist": checklist,
     "limits": limits,
+    "remedies": remedies,
 }
 
 

@@ -9,6 +9,9 @@ from typing import Any
 import pytest
 import yaml
 
+from bento_kv.contract.graph_io import STEP_INPUTS, group_inputs
+from bento_kv.contract.manifest import Manifest
+from bento_kv.contract.verification import Verification
 from tests.docs.blocks import DOCS, ROOT
 from tools import reference
 
@@ -44,6 +47,13 @@ def test_every_page_is_in_the_navigation() -> None:
     assert sorted(page for entry in navigation for page in named(entry)) == [
         str(page.relative_to(DOCS)) for page in PAGES
     ]
+
+
+def test_the_decoder_directory_is_explained_whole() -> None:
+    text = (DOCS / "reference" / "decoder-directory.md").read_text(encoding="utf-8")
+    fields = {*Manifest.model_fields, *Verification.model_fields} - {"schema_"}
+    inputs = {spec.name for spec in (*STEP_INPUTS, *group_inputs(2))}
+    assert {name for name in fields | inputs if f"`{name}`" not in text} == set()
 
 
 def test_the_readme_fits_on_two_screens() -> None:
