@@ -28,9 +28,9 @@ from bento_kv.errors import ManifestError, RequestError
 from bento_kv.text.chat_template import ChatTemplate
 
 _MASK = "\ue000"
-_RUN = re.compile(f"{_MASK}+|[^{_MASK}]+")
+_RUN = re.compile(rf"{_MASK}(?:[{_MASK}\s]*{_MASK})?|[^{_MASK}]+")  # what users wrote from end to end, or the template
 # White space decides what templates trim, and JSON writes quotes and such in two characters.
-_MASKED = re.compile(r'[^\s"\\\x00-\x1f]')
+_MASKED = re.compile(r'[^\s"\\\x00-\x1f]+')
 # What a template compares and writes, and users choose from a list.
 _CHOICES: Mapping[str, frozenset[str]] = {
     "role": frozenset({"system", "developer", "user", "assistant", "tool", "function", "ipython", "model"}),
@@ -80,7 +80,8 @@ class MessageGuard:
         Raises:
             RequestError: the template refuses the messages.
         """
-        return self._backend.encode(self._with_marks(messages), add_special_tokens=False).ids
+        text = self._with_marks(messages)
+        return self._backend.encode_batch_fast([text], add_special_tokens=False)[0].ids  # does not keep the GIL
 
     def _with_marks(self, messages: Messages) -> str:
         """The rendering, with marks for the control tokens that the template wrote."""
@@ -135,7 +136,7 @@ def _renamed(document: dict[str, Any], names: Mapping[str, str]) -> dict[str, An
 def _masked(value: Any) -> Any:
     """The value with a mask for every character that a user may have written."""
     if isinstance(value, str):
-        return _MASKED.sub(_MASK, value)
+        return _MASKED.sub(lambda found: _MASK * len(found[0]), value)
     if isinstance(value, Mapping):
         return {
             key if str(key).isidentifier() else _masked(key): item if _chosen(key, item) else _masked(item)
