@@ -12,7 +12,7 @@ from bento_kv.doctor.records import Finding
 from bento_kv.errors import DecoderError
 from bento_kv.repair.axes import Axes
 from bento_kv.repair.files import data_beside, read, write
-from bento_kv.repair.weights import carry_weights
+from bento_kv.repair.weights import carry_weights, find_weights
 from bento_kv.runtime.growing import FIRST, WITH_PAST
 
 
@@ -36,7 +36,7 @@ def examine(file: Path, origin: Path) -> Sequence[Finding]:
         DecoderError: it is no causal decoder's, or nothing tells the heads of its cache.
     """
     if origin.name == WITH_PAST and origin.with_name(FIRST).is_file():
-        first = _with_free_axes(origin.with_name(FIRST), file.parent)
+        first = _with_free_axes(origin.with_name(FIRST), file)
         return judge_export(open_graphs((first, file), origin.parent)).diagnosis.findings
     opened = open_written(file, origin)
     interface = opened.interface
@@ -45,13 +45,13 @@ def examine(file: Path, origin: Path) -> Sequence[Finding]:
     return judge_export(opened).diagnosis.findings
 
 
-def _with_free_axes(first: Path, folder: Path) -> Path:
+def _with_free_axes(first: Path, beside: Path) -> Path:
     """A pair is mended one by one: what the one for step 0 declares must not count against the other."""
-    copy = folder / "first.onnx"
-    with suppress(DecoderError):
+    copy = beside.with_name(f"{beside.name}.first.onnx")
+    with suppress(DecoderError):  # what keeps it from being read or run, the doctor says of the file itself
         model = read(first)
         axes = Axes(model)
-        if axes.fixed and not copy.exists():
+        if axes.fixed and not copy.exists() and not find_weights(model, first)[1]:
             axes.free()
             carry_weights(model, data_beside(copy))
             write(model, copy)

@@ -47,6 +47,9 @@ def find_weights(model: ir.Model, file: Path) -> tuple[list[Change], list[Change
     relinked, missing = [], []
     for location, size in needed.items():
         path = file.parent / location
+        if ".." in Path(location).parts or Path(location).is_absolute():
+            missing.append(_outside(location))
+            continue
         if path.is_file() and path.stat().st_size >= size:
             _link(model, location, path)
             continue
@@ -72,8 +75,6 @@ def find_weights(model: ir.Model, file: Path) -> tuple[list[Change], list[Change
 
 def _link(model: ir.Model, location: str, path: Path) -> None:
     """Read the weights of a location from a path; through links, as model hubs keep their files."""
-    if ".." in Path(location).parts or Path(location).is_absolute():
-        return  # a graph may name what lies beside it; anything else is refused when it is read
     real = path.resolve()
     for value, tensor in list(external_values(model)):
         if str(tensor.location) == location:
@@ -98,6 +99,16 @@ def _missing(location: str, size: int, path: Path, others: Sequence[Path]) -> Ch
         location,
         f"the weights file {location} {state}: it has to lie at {path} with at least {size} bytes{several}. Copy it there "
         "from where the graph was exported; weights cannot be made up",
+    )
+
+
+def _outside(location: str) -> Change:
+    """A graph that was not made here must not have any file of this machine copied into what is written."""
+    return Change(
+        "external-data-missing",
+        location,
+        f"the weights file {location} is said to lie outside the graph's folder, where the runtime reads none. Copy it "
+        "beside the graph, under the name that the graph has for it",
     )
 
 

@@ -122,6 +122,35 @@ def test_missing_weights_are_named(state: str, common: onnx.ModelProto, tmp_path
     assert ("a.bin, b.bin" in missing.text) == (state == "ambiguous")
 
 
+def test_weights_outside_the_folder_are_not_read(common: onnx.ModelProto, tmp_path: Path) -> None:
+    (tmp_path / "in").mkdir()
+    file = layouts.save_with_external_data(common, tmp_path / "in" / "model.onnx", "weights.bin")
+    (tmp_path / "in" / "weights.bin").rename(tmp_path / "weights.bin")
+    model = onnx.load(file, load_external_data=False)
+    for tensor in model.graph.initializer:
+        for entry in tensor.external_data:
+            if entry.key == "location":
+                entry.value = "../weights.bin"
+    result = repair(layouts.save(model, file), tmp_path / "mended.onnx")
+    assert result.output is None
+    assert [(change.id, change.where) for change in result.left] == [("external-data-missing", "../weights.bin")]
+    assert "outside" in result.left[0].text
+
+
+def test_weights_that_are_links_are_carried(common: onnx.ModelProto, healthy: np.ndarray, tmp_path: Path) -> None:
+    """As model hubs keep their files."""
+    (tmp_path / "blobs").mkdir()
+    (tmp_path / "in").mkdir()
+    model = copy.deepcopy(common)
+    model.ir_version = versions.highest_ir_version() + 1
+    file = layouts.save_with_external_data(model, tmp_path / "in" / "model.onnx", "weights.bin")
+    (tmp_path / "in" / "weights.bin").rename(tmp_path / "blobs" / "0a1b")
+    (tmp_path / "in" / "weights.bin").symlink_to(tmp_path / "blobs" / "0a1b")
+    assert repair(file, tmp_path / "mended.onnx").left == []
+    assert (tmp_path / "mended.onnx.data").stat().st_mode & 0o777 == (tmp_path / "mended.onnx").stat().st_mode & 0o777
+    np.testing.assert_array_equal(_two_steps(tmp_path / "mended.onnx"), healthy)
+
+
 def test_swapped_presents_are_paired_by_what_they_begin_with(
     common: onnx.ModelProto, healthy: np.ndarray, tmp_path: Path
 ) -> None:
@@ -154,6 +183,17 @@ def test_presents_of_another_type_are_cast(common: onnx.ModelProto, healthy: np.
     result = repair(layouts.save(model, tmp_path / "model.onnx"), tmp_path / "mended.onnx")
     assert [change.id for change in result.mended] == ["dtype-mismatch"]
     np.testing.assert_allclose(_two_steps(tmp_path / "mended.onnx"), healthy, rtol=0, atol=0.1)
+
+
+def test_what_is_not_right_keeps_its_names(common: onnx.ModelProto, tmp_path: Path) -> None:
+    """A static cache, for one: what its inputs are for is not known before the graph has run by them."""
+    model = layouts.with_names(
+        common, past="cache_in.{layer}.{side}", input_ids="tokens", position_ids="cache_position"
+    )
+    model = layouts.as_traced_at(model, ["past"], batch=2, sequence=3, past=5)
+    result = repair(layouts.save(model, tmp_path / "model.onnx"), tmp_path / "mended.onnx")
+    assert result.left
+    assert "names" not in [change.id for change in result.mended]
 
 
 def test_names_are_normalised_or_kept(common: onnx.ModelProto, healthy: np.ndarray, tmp_path: Path) -> None:
