@@ -8,9 +8,9 @@ the template wrote and what users wrote look alike. So the two are told apart fi
 - A template that looks into its messages may render masks in another way. Then it is rendered with a mark in place of each
   control token that is spelled out in it, and what bears no mark counts as text.
 
-What the template wrote then has marks for its control tokens, and a second tokenizer knows them by these marks alone. Marks
-are random, so nobody can write one. A conversation without control tokens in its messages has the same token ids as without
-all this, because the second tokenizer differs from the first in the names of control tokens and in nothing else.
+If users wrote no control token, the rendering is encoded as it is, and has the ids that it has in transformers. Otherwise
+what the template wrote gets marks for its control tokens, and a second tokenizer encodes it that knows them by these marks
+alone. Marks are random, so nobody can write one.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from __future__ import annotations
 import json
 import re
 import secrets
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -51,20 +51,21 @@ class MessageGuard:
     Args:
         tokenizer_json: of the model's tokenizer.
         template: the model's chat template.
+        encode: the model's tokenizer, for a text that is all its own.
 
     Raises:
         ManifestError: the tokenizer cannot be rebuilt with marks for its control tokens.
     """
 
-    def __init__(self, tokenizer_json: str, template: ChatTemplate) -> None:
+    def __init__(self, tokenizer_json: str, template: ChatTemplate, encode: Callable[[str], list[int]]) -> None:
         document = json.loads(tokenizer_json)
         control = _control_tokens(document, template)
         secret = secrets.token_hex(16)
         self._marks = {content: f"<{secret}:{token_id}>" for content, token_id in control.items()}
-        longest_first = sorted(map(re.escape, self._marks), key=len, reverse=True)
-        self._pattern = re.compile("|".join(longest_first) or "(?!)")
+        self._pattern = _any_of(self._marks)
         self._template = template
         self._marked = template.marked(self._mark)
+        self._encode = encode
         try:
             self._backend = tokenizers.Tokenizer.from_str(json.dumps(_renamed(document, self._marks)))
         except Exception as error:  # the Rust tokenizer raises plain Exception
@@ -73,6 +74,11 @@ class MessageGuard:
         self._backend.no_padding()
         if any(self._backend.token_to_id(mark) != control[content] for content, mark in self._marks.items()):
             raise ManifestError("the tokenizer's control tokens change their ids when they are renamed")
+        # Some tokens are looked for in the normalized text, in which users may have them that wrote something else.
+        self._normalize: Callable[[str], str] | None = None
+        if self._backend.normalizer is not None and any(token["normalized"] for token in document["added_tokens"]):
+            self._normalize = self._backend.normalizer.normalize_str
+            self._normalized = _any_of({*control, *(self._normalize(content).strip("\u2581 ") for content in control)})
 
     def encode(self, messages: Messages) -> list[int]:
         """Token ids of the rendering, with the assistant's turn opened.
@@ -80,23 +86,36 @@ class MessageGuard:
         Raises:
             RequestError: the template refuses the messages.
         """
-        text = self._with_marks(messages)
-        return self._backend.encode_batch_fast([text], add_special_tokens=False)[0].ids  # does not keep the GIL
-
-    def _with_marks(self, messages: Messages) -> str:
-        """The rendering, with marks for the control tokens that the template wrote."""
         now = datetime.now()
         rendered = self._template.render(messages, now=now)
+        text = self._with_marks(messages, rendered, now)
+        if text is None:
+            return self._encode(rendered)
+        return self._backend.encode_batch_fast([text], add_special_tokens=False)[0].ids  # does not keep the GIL
+
+    def _with_marks(self, messages: Messages, rendered: str, now: datetime) -> str | None:
+        """The rendering with marks for the template's control tokens; None if it has no others."""
         try:
             masked = self._template.render(_masked(messages), now=now)
         except RequestError:  # it wants to see something in particular
             masked = ""
-        runs = [
-            (masked[run.start()] == _MASK, rendered[run.start() : run.end()], run[0]) for run in _RUN.finditer(masked)
-        ]
-        if len(masked) == len(rendered) and all(by_user or own == seen for by_user, own, seen in runs):
-            return "".join(text if by_user else self._mark(text) for by_user, text, _ in runs)
-        return self._marked.render(messages, now=now)
+        runs = [(run[0], rendered[run.start() : run.end()]) for run in _RUN.finditer(masked)]
+        if len(masked) == len(rendered) and all(seen[0] == _MASK or seen == text for seen, text in runs):
+            if self._found(masked) == self._found(rendered):
+                return None
+            return "".join(text if seen[0] == _MASK else self._mark(text) for seen, text in runs)
+        marked = self._marked.render(messages, now=now)
+        contents = {mark: content for content, mark in self._marks.items()}
+        ours = _any_of(contents)
+        plain = ours.sub(lambda found: contents[found[0]], marked)
+        return None if plain == rendered and not self._found(ours.sub(_MASK, marked)) else marked
+
+    def _found(self, text: str) -> list[tuple[int, str]]:
+        """Control tokens that the tokenizer may find in a text, and where."""
+        found = [(match.start(), match[0]) for match in self._pattern.finditer(text)]
+        if self._normalize is not None:
+            found += [(-1, match[0]) for match in self._normalized.finditer(self._normalize(text))]
+        return found
 
     def _mark(self, text: str) -> str:
         return self._pattern.sub(lambda found: self._marks[found[0]], text)
@@ -129,8 +148,18 @@ def _renamed(document: dict[str, Any], names: Mapping[str, str]) -> dict[str, An
         model["merges"] = [pair for pair in pairs if not names.keys() & {*pair, "".join(pair)}]
     if model.get("unk_token") in names:
         model["unk_token"] = names[model["unk_token"]]
-    added = [{**token, "content": names.get(token["content"], token["content"])} for token in document["added_tokens"]]
+    # A mark is found wherever it stands, and before the text is normalized.
+    always = {"single_word": False, "normalized": False}
+    added = [
+        {**token, **always, "content": names[token["content"]]} if token["content"] in names else token
+        for token in document["added_tokens"]
+    ]
     return {**document, "model": model, "added_tokens": added}
+
+
+def _any_of(texts: Iterable[str]) -> re.Pattern[str]:
+    """Finds the longest of the texts, none of which is empty."""
+    return re.compile("|".join(sorted(map(re.escape, filter(None, texts)), key=len, reverse=True)) or "(?!)")
 
 
 def _masked(value: Any) -> Any:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,7 @@ class Tokenizer:
         self._template = _chat_template(directory, config)
         self._guard: MessageGuard | None = None
         if self._template is not None and not parse_special_tokens:
-            self._guard = MessageGuard(text, self._template)
+            self._guard = MessageGuard(text, self._template, partial(self.encode, add_special_tokens=False))
 
     @property
     def has_chat_template(self) -> bool:
