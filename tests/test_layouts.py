@@ -11,8 +11,7 @@ import onnxruntime as ort
 import pytest
 
 from bento_kv.runtime.growing import GrowingGraph
-from tests import layouts
-from tests.zoo import save_model
+from tests import decoders, layouts
 
 Made = Callable[[onnx.ModelProto], onnx.ModelProto]
 CASES: dict[str, Made] = {
@@ -32,12 +31,8 @@ CASES: dict[str, Made] = {
 
 
 @pytest.fixture(scope="session")
-def common(tmp_path_factory: pytest.TempPathFactory) -> onnx.ModelProto:
-    from bento_kv.export.growing import export_growing
-
-    folder = tmp_path_factory.mktemp("layouts")
-    export_growing(str(save_model(folder / "source", "llama")), folder / "model.onnx")
-    return onnx.load(folder / "model.onnx")
+def common() -> onnx.ModelProto:
+    return onnx.load(decoders.growing())
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -64,6 +64,31 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "starcoder2": {**_GROUPED, "sliding_window": 8},
 }
 
+_TOKENS = {name: _COMMON[name] for name in ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id")}
+# Attention code of their own, most of them: not for the in-place layout.
+GROWING_ONLY: dict[str, dict[str, Any]] = {
+    "bloom": {**_TOKENS, "hidden_size": 64, "n_layer": 2, "n_head": 4},
+    "falcon": {
+        **{k: v for k, v in _COMMON.items() if k != "intermediate_size"},
+        "num_kv_heads": 2,
+        "new_decoder_architecture": True,
+        "alibi": False,
+    },
+    "gemma": {**_GROUPED, "head_dim": 16},
+    "gpt_bigcode": {**_TOKENS, "n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 128, "multi_query": True},
+    "gpt_neo": {
+        **_TOKENS,
+        "hidden_size": 64,
+        "num_layers": 2,
+        "num_heads": 4,
+        "attention_types": [[["global", "local"], 1]],
+        "window_size": 8,
+        "max_position_embeddings": 128,
+    },
+    "gptj": {**_TOKENS, "n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 128, "rotary_dim": 8},
+    "mpt": {**_TOKENS, "d_model": 64, "n_heads": 4, "n_layers": 2, "max_seq_len": 128},
+}
+
 
 def byte_tokenizer() -> PreTrainedTokenizerFast:
     """One token a byte, and three special ones."""
@@ -79,9 +104,14 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
     return fast
 
 
+def configuration(architecture: str, **changes: Any) -> dict[str, Any]:
+    """What `AutoConfig.for_model` is given."""
+    return {**(CONFIGS | GROWING_ONLY)[architecture], **changes}
+
+
 def save_model(directory: Path, architecture: str, seed: int = 0, **changes: Any) -> Path:
     """A random model of the architecture; weights large enough that attention matters to the logits."""
-    config = AutoConfig.for_model(architecture, **{**CONFIGS[architecture], **changes})
+    config = AutoConfig.for_model(architecture, **configuration(architecture, **changes))
     torch.manual_seed(seed)
     model = AutoModelForCausalLM.from_config(config)
     with torch.no_grad():

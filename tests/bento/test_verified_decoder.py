@@ -21,6 +21,7 @@ def _fail_to_make(*_: Any, **__: Any) -> None:
     raise AssertionError("it was to be taken, not made")
 
 
+@pytest.mark.usefixtures("traced_once")
 def test_made_once_then_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = save_model(tmp_path / "once", "llama")
     first = VerifiedDecoder(str(source)).to_info()
@@ -31,10 +32,11 @@ def test_made_once_then_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert VerifiedDecoder(str(source)).resolve().tag == first.tag
 
 
+@pytest.mark.usefixtures("traced_once")
 def test_made_again_when_weights_length_or_cache_are_others(tmp_path: Path) -> None:
-    source = save_model(tmp_path / "again", "llama", seed=1)
+    source = save_model(tmp_path / "again", "llama", seed=1, num_hidden_layers=1)
     first = VerifiedDecoder(str(source)).resolve()
-    save_model(source, "llama", seed=2)
+    save_model(source, "llama", seed=2, num_hidden_layers=1)
     second = VerifiedDecoder(str(source)).resolve()
     shorter = VerifiedDecoder(str(source), max_length=64).resolve()
     smaller = VerifiedDecoder(str(source), kv_cache="int8").resolve()
@@ -44,6 +46,7 @@ def test_made_again_when_weights_length_or_cache_are_others(tmp_path: Path) -> N
     assert VerifiedDecoder(str(source), kv_cache="int8").resolve().tag == smaller.tag
 
 
+@pytest.mark.usefixtures("traced_once")
 def test_a_damaged_stored_decoder_is_refused_with_the_remedy(tmp_path: Path) -> None:
     source = save_model(tmp_path / "damaged", "llama")
     stored = VerifiedDecoder(str(source)).resolve()
@@ -78,8 +81,12 @@ def test_decoder_directories_and_tags_are_taken_as_they_are(tiny_decoder: Path) 
     assert VerifiedDecoder(str(tiny_decoder), name="tiny-by-directory").resolve().tag == from_directory.tag
 
 
+@pytest.mark.usefixtures("traced_once")
 def test_models_of_one_name_are_told_apart(tmp_path: Path) -> None:
-    one, other = (save_model(tmp_path / owner / "llama", "llama", seed=s) for s, owner in enumerate(("a", "b")))
+    one, other = (
+        save_model(tmp_path / owner / "llama", "llama", seed=seed, num_hidden_layers=1)
+        for seed, owner in ((1, "a"), (2, "b"))
+    )
     references = [VerifiedDecoder(str(source)) for source in (one, other)]
     infos = [reference.to_info() for reference in references]
     assert infos[0].alias != infos[1].alias

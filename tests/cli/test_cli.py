@@ -3,37 +3,28 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import onnx
 import pytest
 
 from bento_kv.contract.manifest import Manifest
+from tests.cli.program import run, run_apart
 from tests.damage import flip_weight_byte
-
-PROGRAM = Path(sys.executable).parent / "bento-kv"
-
-
-def _run(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
-    command = [str(PROGRAM), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=600, env={**os.environ, **environment})
 
 
 def test_from_a_model_to_text(tiny_source: Path, tmp_path: Path) -> None:
     decoder = tmp_path / "decoder"
-    exported = _run("export", tiny_source, "-o", decoder, "--json")
+    exported = run_apart("export", tiny_source, "-o", decoder, "--json")
     assert exported.returncode == 0, exported.stderr
     assert json.loads(exported.stdout)["schema"] == "bento_kv.manifest/1"
     assert exported.stderr == ""
 
-    refused = _run("save", decoder, "cli-tiny")
+    refused = run_apart("save", decoder, "cli-tiny")
     assert refused.returncode == 2
     assert "`bento-kv verify` writes one" in refused.stderr
 
-    verified = _run("verify", decoder, "--html", tmp_path / "proof.html")
+    verified = run_apart("verify", decoder, "--html", tmp_path / "proof.html")
     assert verified.returncode == 0, verified.stderr
     assert "Export layer" in verified.stdout
     assert "Proof passed" in verified.stdout
@@ -42,25 +33,26 @@ def test_from_a_model_to_text(tiny_source: Path, tmp_path: Path) -> None:
     assert "http" not in page  # nothing to load
     assert verified.stderr == ""
 
-    saved = _run("save", decoder, "cli-tiny", "--json")
+    saved = run("save", decoder, "cli-tiny", "--json")
     assert json.loads(saved.stdout)["tag"].startswith("cli-tiny:")
 
     answers = [
-        _run("generate", target, "Hello", "--max-tokens", "8", "--json", *options)
+        run("generate", target, "Hello", "--max-tokens", "8", "--json", *options)
         for target in (decoder, "cli-tiny")
         for options in ((), ("--temperature", "1", "--seed", "3"), ("--temperature", "1", "--seed", "3"))
     ]
     texts = [json.loads(answer.stdout)["text"] for answer in answers]
     assert texts[0] == texts[3]
     assert texts[1] == texts[2] == texts[4] == texts[5]
-    streamed = _run("generate", decoder, "Hello", "--max-tokens", "8")
+    streamed = run_apart("generate", decoder, "Hello", "--max-tokens", "8")
     assert streamed.stdout == texts[0] + "\n"
 
 
+@pytest.mark.usefixtures("traced_once")
 def test_how_int4_is_stored_can_be_chosen(tiny_source: Path, tmp_path: Path) -> None:
     options = ["--block-size", "32", "--asymmetric", "--method", "rtn", "--head-bits", "4", "--edge-layers", "1"]
     options += ["--full-range"]
-    exported = _run("export", tiny_source, "-o", tmp_path / "decoder", "--precision", "int4", *options)
+    exported = run("export", tiny_source, "-o", tmp_path / "decoder", "--precision", "int4", *options)
     assert exported.returncode == 0, exported.stderr
     # Both layers are at an edge, so that the head alone is left to have blocks.
     nodes = onnx.load(tmp_path / "decoder" / "model.onnx", load_external_data=False).graph.node
@@ -72,13 +64,13 @@ def test_how_int4_is_stored_can_be_chosen(tiny_source: Path, tmp_path: Path) -> 
 
 def test_a_proof_that_fails_is_exit_1(tiny_source: Path, tiny_decoder: Path) -> None:
     flip_weight_byte(tiny_decoder)
-    verified = _run("verify", tiny_decoder, "--reference", tiny_source, "--json")
+    verified = run("verify", tiny_decoder, "--reference", tiny_source, "--json")
     assert verified.returncode == 1
     assert json.loads(verified.stdout)["passed"] is False
-    saved = _run("save", tiny_decoder, "cli-broken")
+    saved = run("save", tiny_decoder, "cli-broken")
     assert saved.returncode == 1
     assert "was changed" in saved.stderr
-    generated = _run("generate", tiny_decoder, "Hello")
+    generated = run("generate", tiny_decoder, "Hello")
     assert generated.returncode == 1
     assert generated.stdout == ""
 
@@ -105,7 +97,7 @@ def test_a_proof_that_fails_is_exit_1(tiny_source: Path, tiny_decoder: Path) -> 
     ],
 )
 def test_what_cannot_be_done_is_exit_2_and_one_sentence(arguments: list[str], message: str, tmp_path: Path) -> None:
-    result = _run(*(argument.format(tmp=tmp_path) for argument in arguments))
+    result = run(*(argument.format(tmp=tmp_path) for argument in arguments))
     assert result.returncode == 2
     assert message in result.stderr
     assert "Traceback" not in result.stderr
@@ -114,7 +106,7 @@ def test_what_cannot_be_done_is_exit_2_and_one_sentence(arguments: list[str], me
 
 
 def test_bench_times_prefill_and_decode_by_rows(tiny_decoder: Path) -> None:
-    result = _run("bench", tiny_decoder, "--batch", "1,3", "--prompt", "20", "--json")
+    result = run("bench", tiny_decoder, "--batch", "1,3", "--prompt", "20", "--json")
     assert result.returncode == 0
     rows = json.loads(result.stdout)["results"]
     assert [(row["phase"], row["batch"], row["prompt"]) for row in rows] == [
@@ -126,16 +118,24 @@ def test_bench_times_prefill_and_decode_by_rows(tiny_decoder: Path) -> None:
     for row in rows:
         tokens = row["batch"] * (20 if row["phase"] == "prefill" else 1)
         assert row["tokens_per_second"] == pytest.approx(1000 * tokens / row["step_ms"])
-    table = _run("bench", tiny_decoder, "--batch", "1", "--prompt", "20").stdout
+    table = run("bench", tiny_decoder, "--batch", "1", "--prompt", "20").stdout
     assert len(table.splitlines()) == 3
 
 
+def test_a_process_of_its_own_ends_with_the_code_too(tmp_path: Path) -> None:
+    """The tests above run the commands in their own process."""
+    refused = run_apart("verify", tmp_path)
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert refused.stderr.startswith("Error: ")
+    assert len(refused.stderr.splitlines()) == 1
+
+
 def test_debug_shows_the_traceback(tmp_path: Path) -> None:
-    assert "Traceback" in _run("--debug", "verify", tmp_path).stderr
+    assert "Traceback" in run_apart("--debug", "verify", tmp_path).stderr
 
 
 @pytest.mark.parametrize("command", ["", "export", "verify", "save", "generate", "bench"])
 def test_help(command: str) -> None:
-    result = _run(*([command] if command else []), "--help")
+    result = run(*([command] if command else []), "--help")
     assert result.returncode == 0
     assert "Usage:" in result.stdout

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,17 +11,13 @@ import onnx
 import onnxruntime as ort
 import pytest
 
-PROGRAM = Path(sys.executable).parent / "bento-kv"
+from tests.cli.program import run, run_apart
+
 PROMPT = [5, 6, 7, 8, 9]
 
 
-def _run(*arguments: str | Path, **options: Any) -> subprocess.CompletedProcess[str]:
-    command = [str(PROGRAM), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, timeout=600, **options)
-
-
 def _diagnose(*arguments: str | Path) -> dict[str, Any]:
-    answer = _run("doctor", *arguments, "--json")
+    answer = run("doctor", *arguments, "--json")
     assert answer.returncode in (0, 1), answer.stderr
     diagnosis: dict[str, Any] = json.loads(answer.stdout)
     assert (answer.returncode == 0) == (diagnosis["scenario"] == "C")
@@ -82,6 +75,7 @@ def test_the_original_fault_is_scenario_a_at_step_0(growing_file: Path, tmp_path
     assert _diagnose(growing_file, "--trace", tmp_path / "fast.jsonl")["scenario"] == "C"
 
 
+@pytest.mark.usefixtures("traced_once")
 def test_from_b_over_a_to_c(growing_file: Path, tiny_source: Path, tmp_path: Path) -> None:
     baked, repaired, trace = tmp_path / "baked.onnx", tmp_path / "repaired.onnx", tmp_path / "trace.jsonl"
     _bake_past(growing_file, baked, 5)
@@ -92,7 +86,7 @@ def test_from_b_over_a_to_c(growing_file: Path, tiny_source: Path, tmp_path: Pat
     assert "past_key_values.0.key axis 2 = 5" in found["export"]["findings"][0]["where"]
     assert found["todo"][1].startswith("bento-kv repair ")
 
-    again = _run("repair", baked, "-o", repaired, "--reference", tiny_source)
+    again = run("repair", baked, "-o", repaired, "--reference", tiny_source)
     assert again.returncode == 0, again.stdout + again.stderr
     assert "its export is right" in again.stdout
     found = _diagnose(repaired, "--trace", trace, "--reference", tiny_source)
@@ -110,27 +104,27 @@ def test_an_axis_that_was_only_declared_fixed_is_restored_without_a_reference(
     baked, repaired = tmp_path / "baked.onnx", tmp_path / "repaired.onnx"
     _bake_past(growing_file, baked, 5)
     before = baked.read_bytes()
-    answer = _run("repair", baked, "-o", repaired, "--json")
+    answer = run("repair", baked, "-o", repaired, "--json")
     assert answer.returncode == 0, answer.stdout + answer.stderr
     record = json.loads(answer.stdout)
     assert {change["id"] for change in record["mended"]} == {"dynamic-axis-baked"}
     assert record["diagnosis"]["export"]["verdict"] == "right"
     assert baked.read_bytes() == before
-    assert "exists" in _run("repair", baked, "-o", repaired).stderr
-    assert _run("repair", baked, "-o", baked, "--force").returncode == 2
+    assert "exists" in run("repair", baked, "-o", repaired).stderr
+    assert run("repair", baked, "-o", baked, "--force").returncode == 2
 
 
 def test_the_golden_trace_is_judged_right_from_a_pipe(growing_file: Path) -> None:
-    golden = _run("trace", growing_file, "--prompt-ids", "5,6,7", "--steps", "5")
+    golden = run_apart("trace", growing_file, "--prompt-ids", "5,6,7", "--steps", "5")
     assert golden.returncode == 0, golden.stderr
     assert [json.loads(line)["past_length"] for line in golden.stdout.splitlines()] == [0, 3, 4, 5, 6]
-    answer = _run("doctor", growing_file, "--trace", "-", input=golden.stdout)
+    answer = run_apart("doctor", growing_file, "--trace", "-", input=golden.stdout)
     assert answer.returncode == 0, answer.stdout
     assert answer.stdout.startswith("C: ")
 
 
 def test_our_own_decoder_and_its_page(tiny_decoder: Path, tmp_path: Path) -> None:
-    answer = _run("doctor", tiny_decoder, "--html", tmp_path / "page.html")
+    answer = run("doctor", tiny_decoder, "--html", tmp_path / "page.html")
     assert answer.returncode == 0, answer.stdout
     assert "in-place, packed" in answer.stdout
     page = (tmp_path / "page.html").read_text()
@@ -169,13 +163,13 @@ def test_wrong_input_is_named_with_its_remedy(
     (tmp_path / "other.jsonl").write_text("\n".join(map(json.dumps, steps)))
     (tmp_path / "empty").mkdir()
     names = {"folder": tmp_path, "file": growing_file, "text": tmp_path / "text.txt", "empty": tmp_path / "empty"}
-    answer = _run(*(argument.format(**names) for argument in arguments))
+    answer = run(*(argument.format(**names) for argument in arguments))
     assert answer.returncode == 2
     assert message in " ".join(answer.stderr.split())
     assert "Traceback" not in answer.stderr
 
 
 def test_colour_is_for_terminals(growing_file: Path) -> None:
-    plain = _run("doctor", growing_file, env={**os.environ, "PYTHONIOENCODING": "ascii"})
+    plain = run_apart("doctor", growing_file, PYTHONIOENCODING="ascii")
     assert "\x1b" not in plain.stdout
     assert plain.stdout.isascii()

@@ -2,29 +2,23 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import onnx
 import pytest
 
 from bento_kv.contract.files import MODEL_FILE
-from bento_kv.export.exporter import export
-from bento_kv.proof.parity import TorchReference
-from bento_kv.proof.proof import prove
-from bento_kv.proof.report import render
+from bento_kv.contract.manifest import Manifest
+from tests import decoders
 from tests.damage import attention_nodes
-from tests.zoo import CONFIGS, save_model
+from tests.zoo import CONFIGS
 
 
 @pytest.mark.parametrize("architecture", sorted(CONFIGS))
-def test_exported_decoder_is_proven(architecture: str, tmp_path: Path) -> None:
-    source = save_model(tmp_path / "source", architecture)
-    manifest = export(str(source), tmp_path / "decoder")
-    record = prove(tmp_path / "decoder", lambda manifest: TorchReference(str(source), manifest))
-    assert record.passed, render(record)
+def test_exported_decoder_is_proven(architecture: str) -> None:
+    decoder = decoders.proven(architecture)
+    manifest = Manifest.read(decoder)
     assert len(manifest.layers) == 2
 
-    nodes = attention_nodes(onnx.load(tmp_path / "decoder" / MODEL_FILE, load_external_data=False))
+    nodes = attention_nodes(onnx.load(decoder / MODEL_FILE, load_external_data=False))
     windows = [a.i for node in nodes for a in node.attribute if a.name == "local_window_size"]
     assert bool(windows) == ("sliding_window" in CONFIGS[architecture])
     # Heads are grouped where they share keys, unless windows slide.
@@ -42,26 +36,18 @@ def test_exported_decoder_is_proven(architecture: str, tmp_path: Path) -> None:
     ],
     ids=lambda rope: rope["rope_type"],
 )
-def test_scaled_rotary_is_proven(rope: dict[str, float | str], tmp_path: Path) -> None:
+def test_scaled_rotary_is_proven(rope: dict[str, float | str]) -> None:
     parameters = {"rope_theta": 10000.0, "original_max_position_embeddings": 32, **rope}
-    source = save_model(tmp_path / "source", "llama", rope_parameters=parameters)
-    export(str(source), tmp_path / "decoder")
-    record = prove(tmp_path / "decoder", lambda manifest: TorchReference(str(source), manifest))
-    assert record.passed, render(record)
+    assert decoders.proven(decoders.source(rope_parameters=parameters))
 
 
-def test_rotary_that_changes_with_the_length_is_limited_to_what_it_was_trained_for(tmp_path: Path) -> None:
+def test_rotary_that_changes_with_the_length_is_limited_to_what_it_was_trained_for() -> None:
     rope = {"rope_type": "dynamic", "rope_theta": 10000.0, "factor": 2.0, "original_max_position_embeddings": 64}
-    source = save_model(tmp_path / "source", "llama", rope_parameters=rope)
-    assert export(str(source), tmp_path / "decoder").max_length == 64
-    record = prove(tmp_path / "decoder", lambda manifest: TorchReference(str(source), manifest))
-    assert record.passed, render(record)
+    decoder = decoders.proven(decoders.source(rope_parameters=rope))
+    assert Manifest.read(decoder).max_length == 64
 
 
-def test_head_size_and_heads_need_not_divide_the_hidden_size(tmp_path: Path) -> None:
-    source = save_model(
-        tmp_path / "source", "llama", hidden_size=48, head_dim=24, num_attention_heads=6, num_key_value_heads=3
-    )
-    manifest = export(str(source), tmp_path / "decoder")
+def test_head_size_and_heads_need_not_divide_the_hidden_size() -> None:
+    source = decoders.source(hidden_size=48, head_dim=24, num_attention_heads=6, num_key_value_heads=3)
+    manifest = Manifest.read(decoders.proven(source))
     assert [(layer.kv_heads, layer.head_dim) for layer in manifest.layers] == [(3, 24), (3, 24)]
-    assert prove(tmp_path / "decoder", lambda manifest: TorchReference(str(source), manifest)).passed

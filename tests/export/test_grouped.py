@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-from functools import cache
 from pathlib import Path
 from typing import Protocol
 
@@ -13,14 +12,13 @@ from numpy.typing import NDArray
 
 from bento_kv.contract.manifest import Manifest
 from bento_kv.contract.plan import Exactness, StepPlan, StepRow
-from bento_kv.export.exporter import export
 from bento_kv.proof.parity import TorchReference
 from bento_kv.proof.proof import prove
 from bento_kv.proof.report import render
 from bento_kv.runtime.decoder import OnnxDecoder
 from bento_kv.runtime.group_bias import GroupBias
+from tests import decoders
 from tests.damage import attention_nodes, change_graph, set_attribute
-from tests.zoo import save_model
 
 # By architecture: query heads, heads of keys, and what makes it worth a look.
 GROUPS = {
@@ -36,26 +34,21 @@ IDS = np.random.default_rng(0).integers(0, 250, 60).tolist()
 
 
 class Exported(Protocol):
-    """Decoders of `GROUPS`, read only, each exported when it is first asked for; the source stands beside it."""
+    """Decoders of `GROUPS`, read only, each exported when it is first asked for."""
 
     def __call__(self, architecture: str, *, kv_cache: str = "fp32", precision: str = "fp32") -> Path: ...
 
 
+def _source(architecture: str) -> Path:
+    heads, kv_heads = GROUPS[architecture]
+    sizes = {"num_attention_heads": heads, "num_key_value_heads": kv_heads, "hidden_size": 16 * heads}
+    return decoders.source(architecture, **sizes)
+
+
 @pytest.fixture(scope="module")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> Exported:
-    @cache
+def exported() -> Exported:
     def make(architecture: str, *, kv_cache: str = "fp32", precision: str = "fp32") -> Path:
-        folder = tmp_path_factory.mktemp(architecture)
-        heads, kv_heads = GROUPS[architecture]
-        source = save_model(
-            folder / "source",
-            architecture,
-            num_attention_heads=heads,
-            num_key_value_heads=kv_heads,
-            hidden_size=16 * heads,
-        )
-        export(str(source), folder / "decoder", precision=precision, kv_cache=kv_cache)
-        return folder / "decoder"
+        return decoders.exported(_source(architecture), precision=precision, kv_cache=kv_cache)
 
     return make
 
@@ -143,7 +136,7 @@ def test_a_fault_in_either_form_fails_the_proof(
     directory = Path(shutil.copytree(decoder, tmp_path / "decoder"))
 
     def reference(manifest: Manifest) -> TorchReference:
-        return TorchReference(str(decoder.parent / "source"), manifest)
+        return TorchReference(str(_source(architecture)), manifest)
 
     assert prove(directory, reference).passed
 

@@ -18,51 +18,32 @@ from bento_kv.errors import ExportError, UnsupportedArchitecture
 from bento_kv.export import growing
 from bento_kv.export.growing import export_growing
 from bento_kv.export.growing_check import IoNames
-from tests.zoo import CONFIGS, save_model
+from tests import decoders
+from tests.zoo import CONFIGS, GROWING_ONLY, save_model
 
-_TOKENS = {name: CONFIGS["llama"][name] for name in ("vocab_size", "bos_token_id", "eos_token_id", "pad_token_id")}
-_DENSE = {k: v for k, v in CONFIGS["gpt_neox"].items() if k != "intermediate_size"}
-# Attention code of their own, most of them: not for the in-place layout.
-OWN: dict[str, dict[str, Any]] = {
-    "bloom": {**_TOKENS, "hidden_size": 64, "n_layer": 2, "n_head": 4},
-    "falcon": {**_DENSE, "num_kv_heads": 2, "new_decoder_architecture": True, "alibi": False},
-    "gemma": {**CONFIGS["llama"], "head_dim": 16},
-    "gpt_bigcode": {**_TOKENS, "n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 128, "multi_query": True},
-    "gpt_neo": {
-        **_TOKENS,
-        "hidden_size": 64,
-        "num_layers": 2,
-        "num_heads": 4,
-        "attention_types": [[["global", "local"], 1]],
-        "window_size": 8,
-        "max_position_embeddings": 128,
-    },
-    "gptj": {**_TOKENS, "n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 128, "rotary_dim": 8},
-    "mpt": {**_TOKENS, "d_model": 64, "n_heads": 4, "n_layers": 2, "max_seq_len": 128},
-}
 WITHOUT_POSITIONS = ("bloom", "mpt", "falcon-alibi")
 # One of each kind; more are exported by the tests of the diagnosis.
-ARCHITECTURES = ("gemma3_text", "gpt2", "llama", "mixtral", *sorted(OWN), "falcon-alibi")
+ARCHITECTURES = ("gemma3_text", "gpt2", "llama", "mixtral", *sorted(GROWING_ONLY), "falcon-alibi")
 _LIMIT = 1e-5  # of the largest logit
 
 
 @pytest.fixture(scope="session")
-def llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_model(tmp_path_factory.mktemp("growing") / "llama", "llama")
+def llama() -> Path:
+    return decoders.source()
 
 
-def _source(directory: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> Path:
+_ALIBI = {"alibi": True, "new_decoder_architecture": False, "multi_query": False, "num_kv_heads": 4}
+
+
+def _source(name: str) -> Path:
     architecture = name.removesuffix("-alibi")
-    monkeypatch.setattr("tests.zoo.CONFIGS", {**CONFIGS, **OWN})
-    alibi = {"alibi": True, "new_decoder_architecture": False, "multi_query": False, "num_kv_heads": 4}
-    return save_model(directory, architecture, **(alibi if name != architecture else {}))
+    return decoders.source(architecture, **(_ALIBI if name != architecture else {}))
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_every_step_equals_the_torch_model(architecture: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    source = _source(tmp_path / "source", architecture, monkeypatch)
-    file = tmp_path / "model.onnx"
-    export_growing(str(source), file)
+def test_every_step_equals_the_torch_model(architecture: str) -> None:
+    source = _source(architecture)
+    file = decoders.growing(source)
     onnx.checker.check_model(file, full_check=True)
     session = _open(file)
     expected = ["input_ids", "attention_mask", *(["position_ids"] if architecture not in WITHOUT_POSITIONS else [])]
@@ -87,9 +68,8 @@ def test_the_interface(growing_file: Path) -> None:
 
 
 @pytest.mark.parametrize(("positions", "mask"), [(True, False), (False, True), (False, False)])
-def test_an_input_left_out_is_derived(positions: bool, mask: bool, llama: Path, tmp_path: Path) -> None:
-    export_growing(str(llama), tmp_path / "model.onnx", positions=positions, mask=mask)
-    session = _open(tmp_path / "model.onnx")
+def test_an_input_left_out_is_derived(positions: bool, mask: bool, llama: Path) -> None:
+    session = _open(decoders.growing(positions=positions, mask=mask))
     names = {value.name for value in session.get_inputs()}
     assert ("position_ids" in names, "attention_mask" in names) == (positions, mask)
     _assert_equals_torch(session, llama)
@@ -118,7 +98,7 @@ def test_names_of_ones_own_an_opset_and_weights_beside(llama: Path, tmp_path: Pa
 
 
 def test_state_that_is_not_keys_and_values_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("tests.zoo.CONFIGS", {"mamba": {**_TOKENS, "hidden_size": 64, "num_hidden_layers": 2}})
+    monkeypatch.setitem(CONFIGS, "mamba", {"vocab_size": 300, "hidden_size": 64, "num_hidden_layers": 2})
     source = save_model(tmp_path / "source", "mamba")
     with pytest.raises(UnsupportedArchitecture, match="mamba: it keeps other state than keys and values"):
         export_growing(str(source), tmp_path / "model.onnx")

@@ -15,22 +15,20 @@ from bento_kv.errors import ExportError
 from bento_kv.export.exporter import export
 from bento_kv.export.graph.quantized import Quantization
 from bento_kv.runtime.decoder import OnnxDecoder
-from tests.zoo import save_model
+from tests import decoders
 
 VARIANTS = [("int8", "fp32"), ("int4", "fp32"), ("fp32", "int8"), ("int8", "int8"), ("int4", "int8")]
 
 
 @pytest.fixture(scope="module")
-def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_model(tmp_path_factory.mktemp("source") / "qwen2", "qwen2", tie_word_embeddings=True)
+def source() -> Path:
+    return decoders.source("qwen2", tie_word_embeddings=True)
 
 
 @pytest.fixture(scope="module", params=VARIANTS, ids="-".join)
-def decoder(request: pytest.FixtureRequest, source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def decoder(request: pytest.FixtureRequest, source: Path) -> Path:
     precision, kv_cache = request.param
-    directory = tmp_path_factory.mktemp("quantized") / f"{precision}-{kv_cache}"
-    export(str(source), directory, precision=precision, kv_cache=kv_cache)
-    return directory
+    return decoders.exported(source, precision=precision, kv_cache=kv_cache)
 
 
 def decode(decoder: OnnxDecoder, slot: int, ids: list[int], prompt: int) -> NDArray[np.float32]:
@@ -62,10 +60,10 @@ def test_law_1_cached_equals_uncached_to_the_bit_in_mode_full(decoder: Path) -> 
     assert np.array_equal(whole[19:], decode(model, 1, ids, 20))
 
 
-def test_an_int8_cache_makes_single_queries_exact_too(source: Path, tmp_path: Path) -> None:
-    export(str(source), tmp_path / "decoder", precision="int8", kv_cache="int8")
+def test_an_int8_cache_makes_single_queries_exact_too(source: Path) -> None:
+    directory = decoders.exported(source, precision="int8", kv_cache="int8")
     ids = np.random.default_rng(2).integers(0, 250, 40).tolist()
-    model = OnnxDecoder(tmp_path / "decoder", slots=2, exact="batch")
+    model = OnnxDecoder(directory, slots=2, exact="batch")
     whole = model.step(StepPlan([StepRow(0, ids, 0, 40)])).copy()
     assert np.array_equal(whole[19:], decode(model, 1, ids, 20))
 
@@ -84,11 +82,9 @@ def test_every_linear_layer_is_quantized_and_known_by_its_parameters(decoder: Pa
 
 
 @pytest.mark.parametrize("head_bits", [4, 8])
-def test_what_two_graphs_share_is_stored_once(head_bits: int, source: Path, tmp_path: Path) -> None:
-    export(str(source), tmp_path / "int4", precision="int4", quantization=Quantization(head_bits=head_bits))
-    graphs = [
-        onnx.load(tmp_path / "int4" / name, load_external_data=False).graph for name in ("prefill.onnx", "model.onnx")
-    ]
+def test_what_two_graphs_share_is_stored_once(head_bits: int, source: Path) -> None:
+    directory = decoders.exported(source, precision="int4", quantization=Quantization(head_bits=head_bits))
+    graphs = [onnx.load(directory / name, load_external_data=False).graph for name in ("prefill.onnx", "model.onnx")]
     places = [
         {t.name: [(e.key, e.value) for e in t.external_data] for t in graph.initializer if t.external_data}
         for graph in graphs
@@ -113,10 +109,10 @@ def test_what_two_graphs_share_is_stored_once(head_bits: int, source: Path, tmp_
     ],
     ids=str,
 )
-def test_other_ways_of_storing_int4_weights_are_exact_too(how: Quantization, source: Path, tmp_path: Path) -> None:
-    export(str(source), tmp_path / "decoder", precision="int4", quantization=how)
+def test_other_ways_of_storing_int4_weights_are_exact_too(how: Quantization, source: Path) -> None:
+    directory = decoders.exported(source, precision="int4", quantization=how)
     ids = np.random.default_rng(3).integers(0, 250, 24).tolist()
-    model = OnnxDecoder(tmp_path / "decoder", slots=3, exact="full")
+    model = OnnxDecoder(directory, slots=3, exact="full")
     whole = model.step(StepPlan([StepRow(0, ids, 0, 24)])).copy()
     assert np.array_equal(whole[11:], decode(model, 2, ids, 12))
 
@@ -140,30 +136,31 @@ def test_what_is_not_known_is_refused(source: Path, tmp_path: Path) -> None:
         ("int8", Quantization(reduce_range=True), 64),
     ],
 )
-def test_the_range_of_columns(precision: str, how: Quantization | None, top: int, source: Path, tmp_path: Path) -> None:
-    manifest = export(str(source), tmp_path / "decoder", precision=precision, quantization=how)
+def test_the_range_of_columns(precision: str, how: Quantization | None, top: int, source: Path) -> None:
+    directory = decoders.exported(source, precision=precision, quantization=how)
+    manifest = Manifest.read(directory)
     assert manifest.reduce_range == (top == 64)
     for name in manifest.graphs:
-        graph = onnx.load(tmp_path / "decoder" / name).graph
+        graph = onnx.load(directory / name).graph
         columns = [onnx.numpy_helper.to_array(t) for t in graph.initializer if t.name.endswith(".q8")]
         assert columns
         assert {int(np.abs(values.astype(int)).max()) for values in columns} == {top}
 
 
-def test_zero_points_are_made_once_for_all_layers(source: Path, tmp_path: Path) -> None:
+def test_zero_points_are_made_once_for_all_layers(source: Path) -> None:
     """And once for the head, which few of the tokens meet."""
-    export(str(source), tmp_path / "decoder", precision="int8")
-    nodes = onnx.load(tmp_path / "decoder" / "model.onnx", load_external_data=False).graph.node
+    directory = decoders.exported(source, precision="int8", kv_cache="fp32")
+    nodes = onnx.load(directory / "model.onnx", load_external_data=False).graph.node
     assert len([node for node in nodes if node.op_type == "QuantizeLinear"]) == 2 * 4 + 1
     assert len([node for node in nodes if node.op_type == "Expand"]) == 2
 
 
-def test_layers_at_the_edges_can_keep_8_bits(tmp_path: Path) -> None:
-    source = save_model(tmp_path / "source", "llama", num_hidden_layers=4)
-    export(str(source), tmp_path / "decoder", precision="int4", quantization=Quantization(edge_layers=1))
-    nodes = onnx.load(tmp_path / "decoder" / "model.onnx", load_external_data=False).graph.node
+def test_layers_at_the_edges_can_keep_8_bits() -> None:
+    source = decoders.source(num_hidden_layers=4)
+    directory = decoders.exported(source, precision="int4", quantization=Quantization(edge_layers=1))
+    nodes = onnx.load(directory / "model.onnx", load_external_data=False).graph.node
     blocks = {name for node in nodes if node.op_type == "MatMulNBits" for name in node.input[1:2]}
-    weights = Manifest.read(tmp_path / "decoder").weights
+    weights = Manifest.read(directory).weights
     layers = {parts[0].split(".layers.")[1].split(".")[0] for name, parts in weights.items() if f"{name}.q4" in blocks}
     assert layers == {"1", "2"}
     assert sum(node.op_type == "MatMulIntegerToFloat" for node in nodes) == 2 * (len(weights) - 1) // 4 + 1

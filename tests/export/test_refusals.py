@@ -110,6 +110,7 @@ def test_a_directory_without_a_tokenizer(tmp_path: Path) -> None:
         export(str(source), tmp_path / "decoder")
 
 
+@pytest.mark.usefixtures("traced_once")
 @pytest.mark.parametrize("full", ["before", "while writing"])
 def test_a_full_disk_leaves_nothing_behind(full: str, tiny_source: Path, tmp_path: Path) -> None:
     disk = tmp_path / "disk"

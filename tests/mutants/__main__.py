@@ -21,7 +21,7 @@ def main() -> int:
         return 2
     expected = promised()
     with tempfile.TemporaryDirectory() as folder:
-        decoders = Decoders(Path(folder) / "decoders")
+        decoders = Decoders()
         outcomes = []
         for outcome in run_all(decoders, Path(folder)):
             outcomes.append(outcome)

@@ -1,8 +1,7 @@
-"""Decoders that are exported once for all tests of this folder, whichever process asks first."""
+"""The decoders of this folder, read once for all its tests."""
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
@@ -13,9 +12,8 @@ from tests.mutants.outcomes import LOOP_DECODERS
 
 
 @pytest.fixture(scope="session")
-def decoders(tmp_path_factory: pytest.TempPathFactory) -> Decoders:
-    base = tmp_path_factory.getbasetemp()
-    return Decoders((base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "mutant-decoders")
+def decoders() -> Decoders:
+    return Decoders()
 
 
 @pytest.fixture(scope="session")

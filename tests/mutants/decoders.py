@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import copy
-import os
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import onnx
 
-from tests import layouts
+from tests import decoders, layouts
 from tests.mutants.genai import genai_like
 
 Write = Callable[[onnx.ModelProto, Path], object]
@@ -60,66 +58,25 @@ _ONE_LAYER = ("falcon", "gemma", "gpt_neox", "mistral", "opt")
 
 
 class Decoders:
-    """Base models by name, each exported when it is first asked for.
+    """Base models by name, each exported when it is first asked for."""
 
-    Args:
-        directory: where they are kept; several processes may share it.
-    """
-
-    def __init__(self, directory: Path) -> None:
-        self._directory = directory
+    def __init__(self) -> None:
         self._models: dict[str, onnx.ModelProto] = {}
 
     def model(self, name: str) -> onnx.ModelProto:
         """A copy of the graph: of an architecture in the common layout, `packed`, or `genai`."""
         if name not in self._models:
-            self._models[name] = genai_like() if name == "genai" else onnx.load(self._exported(name))
+            self._models[name] = self._read(name)
         return copy.deepcopy(self._models[name])
 
     def source(self, name: str) -> Path:
         """The torch model that it was exported from."""
-        self._exported(name)
-        return self._directory / name / "source"
+        layers = {"num_hidden_layers": 1} if name in _ONE_LAYER else {}
+        return decoders.source("llama" if name == "packed" else name, **layers)
 
-    def _exported(self, name: str) -> Path:
-        folder = self._directory / name
-        file, done, failed = folder / "decoder" / "model.onnx", folder / "done", folder / "failed"
-        if _first(self._directory / f"{name}.lock"):
-            folder.mkdir()
-            try:
-                _export(name, folder, file)
-            except BaseException:
-                failed.touch()  # or the others would wait for ever
-                raise
-            done.touch()
-        while not done.exists():
-            if failed.exists():
-                raise RuntimeError(f"the export of {name} failed in another process")
-            time.sleep(0.1)
-        return file
-
-
-def _first(lock: Path) -> bool:
-    """Whether nobody else has begun."""
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        os.close(os.open(lock, os.O_CREAT | os.O_EXCL))
-    except FileExistsError:
-        return False
-    return True
-
-
-def _export(name: str, folder: Path, file: Path) -> None:
-    from bento_kv.export.exporter import export
-    from bento_kv.export.growing import export_growing
-    from tests import zoo
-    from tests.export.test_growing import OWN
-
-    zoo.CONFIGS.update({key: value for key, value in OWN.items() if key not in zoo.CONFIGS})
-    layers = {"num_hidden_layers": 1} if name in _ONE_LAYER else {}
-    source = zoo.save_model(folder / "source", "llama" if name == "packed" else name, **layers)
-    if name == "packed":
-        export(str(source), file.parent)
-        return
-    file.parent.mkdir()
-    export_growing(str(source), file)
+    def _read(self, name: str) -> onnx.ModelProto:
+        if name == "genai":
+            return genai_like()
+        if name == "packed":
+            return onnx.load(decoders.exported(self.source(name)) / "model.onnx")
+        return onnx.load(decoders.growing(self.source(name)))

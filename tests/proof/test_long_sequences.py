@@ -8,15 +8,15 @@ from pathlib import Path
 import onnx
 import pytest
 
+from bento_kv.contract.manifest import Manifest
 from bento_kv.contract.verification import Verification
-from bento_kv.export.exporter import export
 from bento_kv.proof import effort
 from bento_kv.proof.parity import TorchReference
 from bento_kv.proof.proof import prove
 from bento_kv.proof.report import render
+from tests import decoders
 from tests.damage import change_graph
 from tests.proof.faults import both, compared, largest, shape_of, spoil_logits_if
-from tests.zoo import save_model
 
 ROOM = 1024
 # What looks at a few hundred positions, or at a few tokens anywhere.
@@ -24,19 +24,13 @@ SHORT_SIGHTED = {"prefill-logits", "step0-cache", "decode-logits", "far-position
 
 
 @pytest.fixture(scope="module")
-def long_source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_model(tmp_path_factory.mktemp("long") / "source", "llama", max_position_embeddings=ROOM)
-
-
-@pytest.fixture(scope="module")
-def _long_exported(long_source: Path) -> Path:
-    export(str(long_source), long_source.with_name("decoder"))
-    return long_source.with_name("decoder")
+def long_source() -> Path:
+    return decoders.source(max_position_embeddings=ROOM)
 
 
 @pytest.fixture
-def long_decoder(_long_exported: Path, tmp_path: Path) -> Path:
-    return Path(shutil.copytree(_long_exported, tmp_path / "decoder"))
+def long_decoder(long_source: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(decoders.exported(long_source), tmp_path / "decoder"))
 
 
 def _prove(directory: Path, source: Path) -> Verification:
@@ -111,11 +105,9 @@ def test_what_is_too_long_to_compute_is_reached_behind_a_given_past(
     assert _failed(_prove(long_decoder, long_source)) == {"long-past"}
 
 
-def test_rotary_that_changes_with_the_length_is_the_same_at_every_length_there_is(tmp_path: Path) -> None:
+def test_rotary_that_changes_with_the_length_is_the_same_at_every_length_there_is() -> None:
     """One pass over the longest prompt stands for every shorter one only because the room ends where they change."""
     rope = {"rope_type": "longrope", "rope_theta": 10000.0, "original_max_position_embeddings": 64, "factor": 4.0}
     rope |= {"short_factor": [1.5] * 8, "long_factor": [4.0] * 8}
-    source = save_model(tmp_path / "source", "llama", max_position_embeddings=256, rope_parameters=rope)
-    assert export(str(source), tmp_path / "decoder").max_length == 64
-    record = _prove(tmp_path / "decoder", source)
-    assert record.passed, render(record)
+    decoder = decoders.proven(decoders.source(max_position_embeddings=256, rope_parameters=rope))
+    assert Manifest.read(decoder).max_length == 64

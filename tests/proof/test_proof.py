@@ -18,11 +18,11 @@ from bento_kv.contract.files import sha256
 from bento_kv.contract.manifest import Manifest
 from bento_kv.contract.verification import Verification
 from bento_kv.errors import VerificationError
-from bento_kv.export.exporter import export
 from bento_kv.host import available_cpus
 from bento_kv.proof.parity import TorchReference
 from bento_kv.proof.proof import prove
 from bento_kv.proof.report import exactness, render, render_html
+from tests import decoders
 from tests.damage import attention_nodes, change_graph, flip_weight_byte, set_attention, set_attribute
 from tests.zoo import save_model
 
@@ -136,9 +136,8 @@ def test_a_fault_of_the_export_fails_the_proof(
 
 def test_wrong_positions_far_away_and_a_wrong_window_fail_the_proof(tmp_path: Path) -> None:
     """Beyond what the other probes reach: position 700 of 1024, and a window of 400."""
-    source = save_model(tmp_path / "source", "mistral", max_position_embeddings=1024, sliding_window=400)
-    export(str(source), tmp_path / "decoder")
-    assert _prove(tmp_path / "decoder", source).passed
+    source = decoders.source("mistral", max_position_embeddings=1024, sliding_window=400)
+    shutil.copytree(decoders.proven(source), tmp_path / "decoder")
 
     def widen(model: onnx.ModelProto) -> None:
         for node in attention_nodes(model):

@@ -15,13 +15,12 @@ from numpy.typing import NDArray
 from bento_kv import demo
 from bento_kv.contract.manifest import Manifest
 from bento_kv.contract.verification import Verification
-from bento_kv.export.exporter import export
 from bento_kv.proof.parity import TorchReference
 from bento_kv.proof.proof import prove
 from bento_kv.proof.report import render
+from tests import decoders
 from tests.damage import change_graph, set_attention
 from tests.quantized import blocks, change_tensors, coarse, quantize_decoder, to_integers
-from tests.zoo import save_model
 
 Arrays = dict[str, NDArray[np.generic]]
 
@@ -40,8 +39,7 @@ def _failed(record: Verification) -> set[str]:
 
 @pytest.fixture(scope="module")
 def _int4(tiny_source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("int4") / "decoder"
-    export(str(tiny_source), directory)
+    directory = Path(shutil.copytree(decoders.exported(), tmp_path_factory.mktemp("int4") / "decoder"))
     quantize_decoder(directory, tiny_source, blocks(4, 32))
     return directory
 
@@ -68,18 +66,12 @@ def test_a_quantized_decoder_is_proven(int4: Path, tiny_source: Path) -> None:
     assert record.golden
 
 
-@pytest.fixture(scope="module")
-def _exported(tiny_source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("exported")
-    for precision in ("int8", "int4"):
-        export(str(tiny_source), folder / precision, precision=precision)
-    return folder
-
-
 @pytest.fixture
-def exported(_exported: Path, tmp_path: Path) -> Path:
+def exported(tmp_path: Path) -> Path:
     """The export's own decoders of both precisions, that a test may damage."""
-    return Path(shutil.copytree(_exported, tmp_path / "exported"))
+    for precision in ("int8", "int4"):
+        shutil.copytree(decoders.exported(precision=precision), tmp_path / "exported" / precision)
+    return tmp_path / "exported"
 
 
 @pytest.mark.parametrize(("precision", "bits"), [("int8", {8}), ("int4", {4, 8})])
@@ -112,8 +104,8 @@ def test_a_fault_in_one_of_two_graphs_leaves_no_twin(exported: Path, tiny_source
 
 @pytest.mark.parametrize("bits", [4, 8])
 def test_zero_points_biases_and_other_sizes_are_proven(bits: int, tmp_path: Path) -> None:
-    source = save_model(tmp_path / "source", "qwen2")  # has biases
-    export(str(source), tmp_path / "decoder")
+    source = decoders.source("qwen2")  # has biases
+    shutil.copytree(decoders.exported(source), tmp_path / "decoder")
     quantize_decoder(tmp_path / "decoder", source, blocks(bits, 16, symmetric=False))
     record = _prove(tmp_path / "decoder", source)
     assert record.passed, render(record)
@@ -125,16 +117,16 @@ def test_matrices_stored_the_other_way_round_or_in_another_order_are_proven(
     architecture: str, changes: dict[str, float], tmp_path: Path
 ) -> None:
     """GPT-2 keeps its matrices transposed; GPT-NeoX interleaves queries, keys and values by head."""
-    source = save_model(tmp_path / "source", architecture, **changes)
-    export(str(source), tmp_path / "decoder")
+    source = decoders.source(architecture, **changes)
+    shutil.copytree(decoders.exported(source), tmp_path / "decoder")
     quantize_decoder(tmp_path / "decoder", source, blocks(4, 32))
     record = _prove(tmp_path / "decoder", source)
     assert record.passed, render(record)
 
 
 def test_an_embedding_that_shares_the_quantized_head_is_proven(tmp_path: Path) -> None:
-    source = save_model(tmp_path / "source", "llama", tie_word_embeddings=True)
-    export(str(source), tmp_path / "decoder")
+    source = decoders.source(tie_word_embeddings=True)
+    shutil.copytree(decoders.exported(source), tmp_path / "decoder")
     shutil.copytree(tmp_path / "decoder", tmp_path / "integers")
     quantize_decoder(tmp_path / "decoder", source, blocks(8, 32), embedding=True)
     to_integers(tmp_path / "integers", source, embedding=True)
@@ -145,7 +137,7 @@ def test_an_embedding_that_shares_the_quantized_head_is_proven(tmp_path: Path) -
 
 def test_products_of_integers_are_proven_and_their_faults_are_found(tiny_source: Path, tmp_path: Path) -> None:
     """Activations rounded to 8 bits by token, weights by output; law 2 holds for them to the bit."""
-    export(str(tiny_source), tmp_path / "decoder")
+    shutil.copytree(decoders.exported(), tmp_path / "decoder")
     names = to_integers(tmp_path / "decoder", tiny_source)
     record = _prove(tmp_path / "decoder", tiny_source)
     assert record.passed, render(record)
@@ -290,7 +282,7 @@ def test_what_has_no_twin_is_not_proven(
 
 def test_too_few_bits_fail_at_the_quality(tmp_path: Path) -> None:
     """On a trained model. What has been rounded to two bits is far from its floats too."""
-    export("demo", tmp_path / "decoder")
+    shutil.copytree(decoders.exported(decoders.DEMO), tmp_path / "decoder")
     quantize_decoder(tmp_path / "decoder", demo.path(), coarse(2))
     record = prove(tmp_path / "decoder", lambda manifest: TorchReference("demo", manifest))
     failed = _failed(record)

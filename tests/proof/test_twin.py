@@ -13,9 +13,9 @@ from bento_kv.contract.files import MODEL_FILE
 from bento_kv.contract.manifest import Manifest
 from bento_kv.contract.verification import Check
 from bento_kv.errors import VerificationError
-from bento_kv.export.exporter import export
 from bento_kv.proof.parity import TorchReference
 from bento_kv.proof.twin import make_twin
+from tests import decoders
 from tests.damage import change_graph, set_attention
 from tests.quantized import blocks, quantize_decoder, to_integers
 
@@ -26,7 +26,7 @@ PREFILL = "prefill.onnx"
 def _pair(tiny_source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Integers for prefill, 4 bits for decoding, of the same weights."""
     folder = tmp_path_factory.mktemp("pair")
-    export(str(tiny_source), folder / "decoder")
+    shutil.copytree(decoders.exported(), folder / "decoder")
     shutil.copytree(folder / "decoder", folder / "integers")
     to_integers(folder / "integers", tiny_source)
     quantize_decoder(folder / "decoder", tiny_source, blocks(4, 32))

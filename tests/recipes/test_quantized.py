@@ -7,19 +7,17 @@ from pathlib import Path
 import pytest
 
 from bento_kv import demo
-from bento_kv.export.exporter import export
 from recipes.demo.evaluate import BATCH_ROWS, Answerer, evaluate, held_out_cases, open_answerer
 from recipes.demo.served import DecoderAnswerer
+from tests import decoders
 
 SKILLS = ("recall", "alike", "sums", "copy", "reverse")
 CASES = 40
 
 
 @pytest.fixture(scope="module")
-def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    directory = tmp_path_factory.mktemp("demo") / "fp32"
-    export("demo", directory)
-    return directory
+def exported() -> Path:
+    return decoders.exported(decoders.DEMO)
 
 
 def _right(directory: Path) -> list[bool]:
@@ -39,8 +37,7 @@ def test_the_exported_decoder_answers_as_the_model(exported: Path, tmp_path: Pat
 
 
 @pytest.mark.parametrize(("precision", "points"), [("int8", 1), ("int4", 3)])
-def test_accuracy_stays_within_points(precision: str, points: int, right: list[bool], tmp_path: Path) -> None:
-    export("demo", tmp_path / "decoder", precision=precision)
-    quantized = _right(tmp_path / "decoder")
+def test_accuracy_stays_within_points(precision: str, points: int, right: list[bool]) -> None:
+    quantized = _right(decoders.exported(decoders.DEMO, precision=precision))
     assert len(quantized) == len(right) > 200
     assert sum(quantized) >= sum(right) - points / 100 * len(right)

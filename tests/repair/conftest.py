@@ -7,18 +7,14 @@ from pathlib import Path
 import onnx
 import pytest
 
-
-@pytest.fixture(scope="session")
-def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from tests.zoo import save_model
-
-    return save_model(tmp_path_factory.mktemp("repair") / "llama", "llama")
+from tests import decoders
 
 
 @pytest.fixture(scope="session")
-def common(source: Path, tmp_path_factory: pytest.TempPathFactory) -> onnx.ModelProto:
-    from bento_kv.export.growing import export_growing
+def source() -> Path:
+    return decoders.source()
 
-    file = tmp_path_factory.mktemp("repair") / "model.onnx"
-    export_growing(str(source), file)
-    return onnx.load(file)
+
+@pytest.fixture(scope="session")
+def common() -> onnx.ModelProto:
+    return onnx.load(decoders.growing())

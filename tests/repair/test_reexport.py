@@ -22,6 +22,8 @@ from bento_kv.repair.repair import repair
 from bento_kv.runtime.growing import GrowingGraph
 from tests import layouts
 
+pytestmark = pytest.mark.usefixtures("traced_once")
+
 Made = Callable[[onnx.ModelProto], onnx.ModelProto]
 INTERFACES: dict[str, Made] = {
     "common": lambda model: model,
