@@ -5,10 +5,10 @@ JOBS ?= 2
 BIN := .venv/bin
 PIP := $(BIN)/pip --disable-pip-version-check --quiet
 
-.PHONY: help setup serve test lint docs format bench peers demo clean
+.PHONY: help setup serve test test-all lint docs format bench peers demo clean
 
 help: ## show this
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
 
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; set PYTHON=")'
@@ -27,8 +27,11 @@ setup: .venv/.dev ## make .venv with everything a developer needs
 serve: .venv/.export ## export and prove the demo model, then serve it on PORT (3000)
 	$(BIN)/bentoml serve service:LanguageModel --port $(PORT)
 
-test: .venv/.dev ## run the tests on JOBS (2) processes
-	$(BIN)/pytest -n $(JOBS)
+test: .venv/.dev ## run the tests on JOBS (2) processes, but for the slow ones
+	$(BIN)/pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder --durations=10
+
+test-all: .venv/.dev ## run all tests, the slow ones too, and try more examples
+	$(BIN)/pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder --durations=10 -m ""
 
 lint: .venv/.dev ## format, lint, types, who may import whom, and the reference in the docs
 	$(BIN)/ruff format --check .

@@ -11,17 +11,29 @@ from pathlib import Path
 import pytest
 
 from tests import decoders
+from tests.effort import set_effort
 
 # Before bentoml is imported: the user's own model store is none of the tests' business.
 os.environ["BENTOML_HOME"] = tempfile.mkdtemp(prefix="bento_kv-tests-")
 os.environ["BENTOML_DO_NOT_TRACK"] = "True"
 os.environ["HF_HUB_OFFLINE"] = "1"
+_LONGEST_FIRST = ("e2e", "export", "mutants", "proof", "cli", "bento", "recipes", "laws", "repair", "doctor")
 _CPUS = sorted(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else []
 # Before torch is imported: test processes that share cores wait for each other's threads, so that each gets one core.
 if worker := os.environ.get("PYTEST_XDIST_WORKER"):
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     if _CPUS:
         os.sched_setaffinity(0, {_CPUS[int(worker.removeprefix("gw")) % len(_CPUS)]})
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    set_effort(everything=config.option.markexpr != "not slow")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest first: processes take a file each, and none shall begin a long one when the others are done."""
+    rank = {folder: place for place, folder in enumerate(_LONGEST_FIRST)}
+    items.sort(key=lambda item: rank.get(item.path.parent.name, len(rank)))
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

@@ -151,6 +151,13 @@ def traced_once() -> Iterator[None]:
         yield
 
 
+def trace(model: Any, layers: Any, opset: int, rotations: Any) -> Any:
+    """The graph of a model as `bento_kv.export.tracing.to_onnx` gives it; the caller's to change."""
+    from bento_kv.export.tracing import to_onnx
+
+    return _once(to_onnx)(model, layers, opset, rotations)
+
+
 def _once(trace: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(trace)
     def traced(module: Any, *options: Any) -> Any:

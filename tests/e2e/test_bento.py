@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import venv
@@ -13,8 +14,10 @@ import pytest
 import yaml
 
 from bento_kv.bento.store import get
+from tests import decoders
 from tests.damage import change_graph, flip_weight_byte, set_attention
 from tests.e2e.server import ROOT, serving
+from tests.effort import slow_but
 from tests.zoo import save_model
 
 BENTOML = Path(sys.executable).parent / "bentoml"
@@ -26,6 +29,7 @@ def _bentoml(*arguments: str, home: Path | None = None, program: Path = BENTOML)
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=600)
 
 
+@pytest.mark.slow
 def test_a_bento_answers_where_torch_is_not_installed(tmp_path: Path) -> None:
     built = _bentoml("build", "--output", "tag")
     assert built.returncode == 0, built.stdout + built.stderr
@@ -61,12 +65,12 @@ def test_a_bento_answers_where_torch_is_not_installed(tmp_path: Path) -> None:
 
 def test_a_bento_serves_the_decoder_it_was_built_with(tmp_path: Path) -> None:
     """Not a newer one of the same name, and its arguments are those of the build."""
-    source = save_model(tmp_path / "pinned", "llama", seed=3)
+    source = save_model(tmp_path / "pinned", "llama", seed=3, num_hidden_layers=1)
     built = _bentoml("build", "--output", "tag", "--arg", f"model={source}", "--arg", "slots=3")
     assert built.returncode == 0, built.stdout + built.stderr
     tag = built.stdout.strip().split("__tag__:")[-1]
     packed = get("bento-kv-pinned-fp32")
-    save_model(source, "llama", seed=4)
+    save_model(source, "llama", seed=4, num_hidden_layers=1)
     assert _bentoml("build", "--arg", f"model={source}").returncode == 0
     assert get("bento-kv-pinned-fp32").tag != packed.tag
     with serving(tag, log=tmp_path / "log", directory=tmp_path) as server:
@@ -77,9 +81,10 @@ def test_a_bento_serves_the_decoder_it_was_built_with(tmp_path: Path) -> None:
         assert httpx.get(f"{server.url}/v1/models").json()["data"][0]["id"] == "pinned"
 
 
-@pytest.mark.parametrize("damage", ["weight", "graph"])
+@pytest.mark.parametrize("damage", slow_but(["weight"], ["weight", "graph"]))
 def test_a_damaged_decoder_fails_the_build_and_does_not_become_ready(damage: str, tmp_path: Path) -> None:
-    source = save_model(tmp_path / f"broken-{damage}", "llama")
+    source = shutil.copytree(decoders.source(), tmp_path / f"broken-{damage}")
+    decoders.stored(source)
     arguments = ("--arg", f"model={source}")
     built = _bentoml("build", "--output", "tag", *arguments)
     assert built.returncode == 0, built.stdout + built.stderr

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import cache, partial
-from pathlib import Path
 
 import numpy as np
 import onnx_ir as ir
@@ -25,12 +24,14 @@ from bento_kv.export.graph.projections import fold_transposes, pack_attention_in
 from bento_kv.export.graph.rotary import rotate_in_attention, tabulate_rotary
 from bento_kv.export.model import fix_rotary, survey
 from bento_kv.export.rotary import Rotary
-from bento_kv.export.tracing import to_onnx
 from bento_kv.runtime.kv_cache import InPlaceCache
 from bento_kv.runtime.packed import packed_feeds
-from tests.zoo import save_model
+from tests import decoders
+from tests.effort import slow_but
 
 LENGTH = 64
+# The plain form, another order of rotated pairs, matrices stored the other way round, a rotated part of each head.
+FAST = ("llama", "cohere", "gpt2", "gpt_neox")
 # By architecture: passes that must find something, and how the operator rotates, if it does.
 FOUND: dict[str, tuple[set[str], Rotary | None]] = {
     "llama": ({"pack", "cells", "tokens", "norms", "silu"}, Rotary(False, slice(0, 8))),
@@ -45,18 +46,16 @@ FOUND: dict[str, tuple[set[str], Rotary | None]] = {
 
 
 @cache
-def traced(architecture: str, folder: Path, *, rotate: bool = True) -> tuple[ir.Model, tuple[Rotary | None, ...]]:
+def traced(architecture: str, *, rotate: bool = True) -> tuple[ir.Model, tuple[Rotary | None, ...]]:
     attention.register()
-    source = folder / architecture
-    if not source.exists():
-        save_model(source, architecture)
+    source = decoders.source(architecture)
     model = AutoModelForCausalLM.from_pretrained(
         source, dtype=torch.float32, attn_implementation=attention.SURVEY
     ).eval()
     facts = survey(model)
     fix_rotary(model)
     rotations = facts.rotations if rotate else (None,) * len(facts.rotations)
-    graph = to_onnx(model, facts.layers, 23, rotations)
+    graph = decoders.trace(model, facts.layers, 23, rotations)
     rotate_in_attention(graph, LENGTH + 1)
     clean_up(graph)
     tabulate_rotary(graph, LENGTH)
@@ -89,14 +88,9 @@ def logits(model: ir.Model) -> NDArray[np.float32]:
     return np.concatenate(found)
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("sources")
-
-
-@pytest.mark.parametrize("architecture", sorted(FOUND))
-def test_each_pass_computes_what_was_computed_before(architecture: str, folder: Path) -> None:
-    graph, _ = traced(architecture, folder)
+@pytest.mark.parametrize("architecture", slow_but(FAST, sorted(FOUND)))
+def test_each_pass_computes_what_was_computed_before(architecture: str) -> None:
+    graph, _ = traced(architecture)
     graph = graph.clone()
     before = logits(graph)
     found = set()
@@ -118,21 +112,21 @@ def test_each_pass_computes_what_was_computed_before(architecture: str, folder: 
     assert found >= FOUND[architecture][0]
 
 
-@pytest.mark.parametrize("architecture", sorted(FOUND))
-def test_the_operator_rotates_as_the_model_does(architecture: str, folder: Path) -> None:
-    inside, forms = traced(architecture, folder)
+@pytest.mark.parametrize("architecture", slow_but(FAST, sorted(FOUND)))
+def test_the_operator_rotates_as_the_model_does(architecture: str) -> None:
+    inside, forms = traced(architecture)
     expected = FOUND[architecture][1]
     assert all(form == expected for form in forms)
     nodes = [node for node in inside.graph if node.op_type == "GroupQueryAttention"]
     assert all(node.attributes["do_rotary"].value == int(expected is not None) for node in nodes)
-    outside, _ = traced(architecture, folder, rotate=False)
+    outside, _ = traced(architecture, rotate=False)
     one, other = logits(inside), logits(outside)
     assert np.abs(one - other).max() <= 1e-5 * np.abs(other).max()
 
 
-@pytest.mark.parametrize("architecture", ["llama", "qwen2", "phi3"])
-def test_nothing_moves_what_the_weights_can_hold_in_order(architecture: str, folder: Path) -> None:
-    graph, _ = traced(architecture, folder)
+@pytest.mark.parametrize("architecture", slow_but(["llama"], ["llama", "qwen2", "phi3"]))
+def test_nothing_moves_what_the_weights_can_hold_in_order(architecture: str) -> None:
+    graph, _ = traced(architecture)
     graph = graph.clone()
     for step in (partial(pack_attention_inputs, origins=Origins({})), address_cells, choose_tokens_once):
         step(graph)

@@ -19,6 +19,7 @@ from bento_kv.runtime.decoder import OnnxDecoder
 from bento_kv.runtime.group_bias import GroupBias
 from tests import decoders
 from tests.damage import attention_nodes, change_graph, set_attribute
+from tests.effort import slow_but
 
 # By architecture: query heads, heads of keys, and what makes it worth a look.
 GROUPS = {
@@ -64,7 +65,7 @@ def one_by_one(decoder: OnnxDecoder, ids: list[int], prompt: int, slot: int = 1)
 
 
 @pytest.mark.parametrize("kv_cache", ["fp32", "int8"])
-@pytest.mark.parametrize("architecture", sorted(GROUPS))
+@pytest.mark.parametrize("architecture", slow_but(("cohere", "llama", "qwen2"), sorted(GROUPS)))
 def test_token_by_token_is_one_step_over_all(architecture: str, kv_cache: str, exported: Exported) -> None:
     directory = exported(architecture, kv_cache=kv_cache)
     heads, kv_heads = GROUPS[architecture]

@@ -32,6 +32,7 @@ from bento_kv.engine.deadlines import Deadlines
 from bento_kv.engine.engine import Engine
 from bento_kv.engine.request import SamplingParams
 from bento_kv.runtime.decoder import OnnxDecoder
+from tests.effort import examples
 from tests.engine.fakes import Client, FakeDecoder, run_to_end
 
 SLOTS = 4
@@ -254,9 +255,9 @@ def test_under_load_equals_alone_on_a_real_decoder(exact: Exactness, demo_decode
 
 
 @cache
-def _settings(examples: int, steps: int) -> settings:
+def _settings(count: int, steps: int) -> settings:
     return settings(
-        max_examples=examples,
+        max_examples=examples(count),
         stateful_step_count=steps,
         deadline=None,
         suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],

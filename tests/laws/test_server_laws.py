@@ -15,6 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bento_kv.server import protocol
+from tests.effort import examples
 from tests.server.world import MODEL, ByteTokenizer, World, serving
 
 BODIES: dict[str, tuple[dict[str, Any], type[protocol.Body]]] = {
@@ -36,7 +37,7 @@ SCALARS = (
 VALUES = st.recursive(
     SCALARS, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=6), inner, max_size=4)
 )
-FUZZ = settings(max_examples=150, deadline=None)
+FUZZ = settings(max_examples=examples(150), deadline=None)
 
 
 @pytest.fixture(scope="module")

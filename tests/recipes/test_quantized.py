@@ -36,7 +36,7 @@ def test_the_exported_decoder_answers_as_the_model(exported: Path, tmp_path: Pat
     assert said == [outcome.said for outcome in evaluate(Answerer(demo.path()), cases)]
 
 
-@pytest.mark.parametrize(("precision", "points"), [("int8", 1), ("int4", 3)])
+@pytest.mark.parametrize(("precision", "points"), [pytest.param("int8", 1, marks=pytest.mark.slow), ("int4", 3)])
 def test_accuracy_stays_within_points(precision: str, points: int, right: list[bool]) -> None:
     quantized = _right(decoders.exported(decoders.DEMO, precision=precision))
     assert len(quantized) == len(right) > 200
