@@ -176,7 +176,7 @@ def _identity(module: Any) -> object:
         digest.update(name.encode() + tensor.contiguous().numpy().tobytes())
     config = (module if hasattr(module, "config") else module.model).config
     settings = {name: value for name, value in vars(module).items() if isinstance(value, bool)}
-    return digest.hexdigest(), config.to_json_string(), sorted(settings.items())
+    return digest.hexdigest(), config.to_json_string(), repr(sorted(settings.items()))
 
 
 def _kept(name: str, key: object, make: Callable[[Path], object]) -> Path:
