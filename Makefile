@@ -5,7 +5,7 @@ JOBS ?= 2
 BIN := .venv/bin
 PIP := $(BIN)/pip --disable-pip-version-check --quiet
 
-.PHONY: help setup serve test test-all lint docs format bench peers demo clean
+.PHONY: help setup serve test test-slow test-all lint docs format bench peers demo clean
 
 help: ## show this
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 10
@@ -27,11 +27,16 @@ setup: .venv/.dev ## make .venv with everything a developer needs
 serve: .venv/.export ## export and prove the demo model, then serve it on PORT (3000)
 	$(BIN)/bentoml serve service:LanguageModel --port $(PORT)
 
+PYTEST = $(BIN)/pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder --durations=10
+
 test: .venv/.dev ## run the tests on JOBS (2) processes, but for the slow ones
-	$(BIN)/pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder --durations=10
+	$(PYTEST)
+
+test-slow: .venv/.dev ## run the slow ones of what changed since CI_BASE, or else since a day ago
+	folders=$$($(BIN)/python -m tests.changed) && { test -z "$$folders" || $(PYTEST) -m slow $$folders; }
 
 test-all: .venv/.dev ## run all tests, the slow ones too, and try more examples
-	$(BIN)/pytest -n $(JOBS) --dist loadfile --no-loadscope-reorder --durations=10 -m ""
+	$(PYTEST) -m ""
 
 lint: .venv/.dev ## format, lint, types, who may import whom, and the reference in the docs
 	$(BIN)/ruff format --check .
