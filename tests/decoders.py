@@ -102,7 +102,8 @@ def growing(model: str | Path = "llama", **options: Any) -> Path:
 
 def stored(model: str | Path = DEMO, **options: Any) -> Any:
     """A proven decoder in the model store, where a service finds it instead of making it."""
-    from bento_kv.bento.store import save_model, store_name
+    from bento_kv.bento.build import store_name
+    from bento_kv.bento.store import save_model
 
     place = _place(model)
     asked = {"precision": "fp32", "kv_cache": "fp32", "max_length": None, **options}
