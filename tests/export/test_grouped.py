@@ -79,6 +79,7 @@ def test_token_by_token_is_one_step_over_all(architecture: str, kv_cache: str, e
         assert np.array_equal(one, other)
 
 
+@pytest.mark.usefixtures("all_cpus")
 @pytest.mark.parametrize(("architecture", "grouped"), [("llama", False), ("qwen2", True)])
 def test_large_groups_are_exact_in_mode_batch_too(architecture: str, grouped: bool, exported: Exported) -> None:
     """And small ones are not: they take the kernel for single queries, which is faster for them."""
@@ -86,11 +87,13 @@ def test_large_groups_are_exact_in_mode_batch_too(architecture: str, grouped: bo
     assert np.array_equal(one_by_one(decoder, IDS, 7), whole(decoder, IDS)) == grouped
 
 
+@pytest.mark.usefixtures("all_cpus")
 def test_many_threads_for_few_heads_of_keys_take_the_kernel_for_single_queries(exported: Exported) -> None:
     decoder = OnnxDecoder(exported("qwen2"), slots=2, exact="batch", threads=3)
     assert not np.array_equal(one_by_one(decoder, IDS, 7), whole(decoder, IDS))
 
 
+@pytest.mark.usefixtures("all_cpus")
 @pytest.mark.parametrize("exact", ["batch", "full"])
 def test_rows_of_any_length_share_a_step(exact: Exactness, exported: Exported) -> None:
     """Some come, some sit out, some rewind, some take several tokens at a time: each gets what it gets alone."""

@@ -11,6 +11,8 @@ from bento_kv.contract.plan import Exactness, StepPlan, StepRow
 from bento_kv.proof.exactness import check_neighbours, check_splits
 from bento_kv.runtime.decoder import OnnxDecoder
 
+pytestmark = pytest.mark.usefixtures("all_cpus")
+
 TOKENS = 300
 
 

@@ -109,6 +109,7 @@ def conversations(tokenizer: Tokenizer) -> list[list[int]]:
     return [tokenizer.encode_chat([{"role": "user", "content": text}]) for text in said]
 
 
+@pytest.mark.usefixtures("all_cpus")
 @pytest.mark.parametrize("exact", ["full", "batch"])
 def test_a_real_decoder_answers_the_same_with_and_without_guesses(demo_decoder: Path, exact: Exactness) -> None:
     """In mode `full` to the last bit of every log-probability; in mode `batch`, in which a token that is checked meets
@@ -133,6 +134,7 @@ def test_a_real_decoder_answers_the_same_with_and_without_guesses(demo_decoder: 
         assert [result[:2] for result in with_guesses] == [result[:2] for result in without]
 
 
+@pytest.mark.usefixtures("all_cpus")
 @pytest.mark.parametrize("exact", ["full", "batch"])
 def test_law_2_holds_for_guesses(demo_decoder: Path, exact: Exactness) -> None:
     """Alone equals together, bit for bit, where some rows are checked and others decode."""

@@ -37,6 +37,7 @@ def _failed(record: Verification) -> set[str]:
     return {check.id for layer in (record.export, record.loop) for check in layer.checks if not check.passed}
 
 
+@pytest.mark.usefixtures("all_cpus")
 def test_the_record_is_bound_and_complete(tiny_source: Path, tiny_decoder: Path) -> None:
     record = _prove(tiny_decoder, tiny_source)
     assert record == Verification.read(tiny_decoder)

@@ -98,6 +98,7 @@ def test_a_slot_that_is_not_clean_is_seen_where_slots_are_used_again(tiny_decode
     assert not _passed(check_reuse(decoder, _ids(decoder, 100)))["slot-reuse-batch"]
 
 
+@pytest.mark.usefixtures("all_cpus")
 def test_threads_are_compared(tiny_decoder: Path, tmp_path: Path) -> None:
     two, one = _decoder(tiny_decoder), _decoder(tiny_decoder, threads=1)
     comparison = ThreadComparison(_ids(two, 120), served=2)
