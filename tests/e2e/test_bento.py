@@ -13,6 +13,7 @@ import openai
 import pytest
 import yaml
 
+from bento_kv import VerifiedDecoder
 from bento_kv.bento.store import get
 from tests import decoders
 from tests.damage import change_graph, flip_weight_byte, set_attention
@@ -81,10 +82,11 @@ def test_a_bento_serves_the_decoder_it_was_built_with(tmp_path: Path) -> None:
         assert httpx.get(f"{server.url}/v1/models").json()["data"][0]["id"] == "pinned"
 
 
+@pytest.mark.usefixtures("traced_once")
 @pytest.mark.parametrize("damage", slow_but(["weight"], ["weight", "graph"]))
 def test_a_damaged_decoder_fails_the_build_and_does_not_become_ready(damage: str, tmp_path: Path) -> None:
     source = shutil.copytree(decoders.source(), tmp_path / f"broken-{damage}")
-    decoders.stored(source)
+    VerifiedDecoder(str(source)).resolve()
     arguments = ("--arg", f"model={source}")
     built = _bentoml("build", "--output", "tag", *arguments)
     assert built.returncode == 0, built.stdout + built.stderr
