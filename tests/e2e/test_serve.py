@@ -227,7 +227,7 @@ def test_a_key_is_asked_for_when_one_is_set(tmp_path: Path) -> None:
         ("model=/no/such/model", "/no/such/model"),
         ("exact=sometimes", "exact"),
         ("speed=9", "speed"),
-        ("precision=int3", "int3"),
+        pytest.param("precision=int3", "int3", marks=pytest.mark.slow),
     ],
 )
 def test_arguments_that_cannot_be_are_named(argument: str, message: str, tmp_path: Path) -> None:
