@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +18,6 @@ from bento_kv.contract.graph_io import (
     TensorSpec,
     cache_names,
     group_inputs,
-    layer_of,
     logits_output,
     past_name,
     present_name,
@@ -25,6 +25,7 @@ from bento_kv.contract.graph_io import (
 from bento_kv.contract.manifest import Manifest
 from bento_kv.contract.operators import LOCAL_WINDOW_SIZE
 from bento_kv.contract.verification import Check
+from bento_kv.doctor.export.io import IoFault, compare, compare_all, show
 from bento_kv.errors import IntegrityError, ManifestError
 from bento_kv.onnx_file import (
     declared_inputs,
@@ -68,14 +69,16 @@ def check_contract(directory: Path, manifest: Manifest) -> list[Check]:
     ]
     if manifest.layout == "growing":
         return checks  # its inputs and outputs are whatever they are: the diagnosis looks at them
-    for id, faults_of, explain in (
-        ("io-names", _name_faults, "inputs and outputs missing or too many"),
-        ("past-present-paired", _pair_faults, "past without a present like it"),
-        ("dtypes", _dtype_faults, "inputs and outputs of another type"),
-        ("symbolic-axes", _axis_faults, "axes baked, or not the cache's geometry"),
-    ):
-        checks.append(holds(id, [fault for face in faces for fault in faults_of(manifest, face)], explain))
-    return checks
+    faults = [fault for face in faces for fault in _layout_faults(manifest, face)]
+    pairs = [fault for face in faces for fault in _pair_faults(manifest, face)]
+    by_kind = {kind: [fault.text for fault in faults if fault.kind == kind] for kind in ("name", "dtype", "shape")}
+    return [
+        *checks,
+        holds("io-names", by_kind["name"], "inputs and outputs missing or too many"),
+        holds("past-present-paired", pairs, "past without a present like it"),
+        holds("dtypes", by_kind["dtype"], "inputs and outputs of another type"),
+        holds("symbolic-axes", by_kind["shape"], "axes baked, or not the cache's geometry"),
+    ]
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,28 +130,24 @@ def _manifest_faults(manifest: Manifest, face: _Face) -> list[str]:
         faults.append(f"opsets {face.opset}, manifest {manifest.opset}")
     for kind, specs, own in (("input", manifest.inputs, face.inputs), ("output", manifest.outputs, face.outputs)):
         faults += [
-            f"{kind} {s.name} is {_show(own.get(s.name))}, manifest {_show(s)}" for s in specs if own.get(s.name) != s
+            f"{kind} {s.name} is {show(own.get(s.name))}, manifest {show(s)}" for s in specs if own.get(s.name) != s
         ]
     return faults
 
 
-def _show(spec: TensorSpec | None) -> str:
-    return f"{spec.dtype}{list(spec.shape)}" if spec else "missing"
-
-
-def _step_inputs(manifest: Manifest) -> dict[str, TensorSpec]:
-    return {spec.name: spec for spec in (*STEP_INPUTS, *group_inputs(manifest.group))}
-
-
-def _name_faults(manifest: Manifest, face: _Face) -> list[str]:
-    faults = []
-    layers = len(manifest.layers)
-    wanted_in = {*_step_inputs(manifest), *cache_names(past_name, layers)}
-    wanted_out = {LOGITS, *cache_names(present_name, layers)}
-    for kind, wanted, own in (("input", wanted_in, set(face.inputs)), ("output", wanted_out, set(face.outputs))):
-        faults += [f"{kind} {name} is missing" for name in sorted(wanted - own)]
-        faults += [f"{kind} {name} is not expected" for name in sorted(own - wanted)]
-    return faults
+def _layout_faults(manifest: Manifest, face: _Face) -> Iterator[IoFault]:
+    """Where inputs and outputs are not the in-place layout's."""
+    inputs = {spec.name: spec for spec in (*STEP_INPUTS, *group_inputs(manifest.group))}
+    outputs = {LOGITS: logits_output(manifest.vocab_size)}
+    dtype = "int8" if manifest.kv_cache == "int8" else "float"
+    for layer, g in enumerate(manifest.layers):
+        axes = (ROWS, g.kv_heads, MAX_LENGTH, g.head_dim)
+        for side in SIDES:
+            past, present = past_name(layer, side), present_name(layer, side)
+            inputs[past] = TensorSpec(name=past, dtype=dtype, shape=axes)
+            outputs[present] = TensorSpec(name=present, dtype=dtype, shape=axes)
+    yield from compare_all("input", face.inputs, inputs)
+    yield from compare_all("output", face.outputs, outputs)
 
 
 def _pair_faults(manifest: Manifest, face: _Face) -> list[str]:
@@ -156,31 +155,6 @@ def _pair_faults(manifest: Manifest, face: _Face) -> list[str]:
     layers = len(manifest.layers)
     for before, after in zip(cache_names(past_name, layers), cache_names(present_name, layers), strict=True):
         past, present = face.inputs.get(before), face.outputs.get(after)
-        if past is None or present is None or (past.dtype, past.shape) != (present.dtype, present.shape):
-            faults.append(f"{before} is {_show(past)}, {after} is {_show(present)}")
+        if past is None or present is None or any(compare(present, past)):
+            faults.append(f"{before} is {show(past)}, {after} is {show(present)}")
     return faults
-
-
-def _dtype_faults(manifest: Manifest, face: _Face) -> list[str]:
-    faults = []
-    step = _step_inputs(manifest)
-    for name, spec in {**face.inputs, **face.outputs}.items():
-        cached = layer_of(name) is not None and manifest.kv_cache == "int8"
-        expected = step[name].dtype if name in step else "int8" if cached else "float"
-        if spec.dtype != expected:
-            faults.append(f"{name} is {spec.dtype}, not {expected}")
-    return faults
-
-
-def _axis_faults(manifest: Manifest, face: _Face) -> list[str]:
-    expected = {name: spec.shape for name, spec in _step_inputs(manifest).items()}
-    expected[LOGITS] = logits_output(manifest.vocab_size).shape
-    for layer, g in enumerate(manifest.layers):
-        for side in SIDES:
-            axes = (ROWS, g.kv_heads, MAX_LENGTH, g.head_dim)
-            expected |= {past_name(layer, side): axes, present_name(layer, side): axes}
-    return [
-        f"{name} is {list(spec.shape)}, not {list(expected[name])}"
-        for name, spec in {**face.inputs, **face.outputs}.items()
-        if name in expected and spec.shape != expected[name]
-    ]

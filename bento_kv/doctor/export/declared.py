@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 from bento_kv.contract.graph_io import INPUT_IDS, POSITION_IDS, STEP_INPUTS, TensorSpec
+from bento_kv.doctor.export.io import IoFault, compare
 from bento_kv.doctor.export.loading import Opened
 from bento_kv.doctor.records import Finding, GraphAxis
-from bento_kv.runtime.interface import Axis, CachePair, Interface
+from bento_kv.runtime.interface import Axis, Interface
 
 _AXES: dict[Axis, str] = {"heads": "heads", "dim": "head size"}
 # Of what an in-place graph takes besides tokens and positions, how many axes there are, all of which vary.
@@ -73,8 +74,13 @@ def _unpaired(interface: Interface) -> Iterator[Finding]:
 
 
 def _dtypes(interface: Interface) -> Iterator[Finding]:
-    differing = [p for p in interface.caches if p.past and p.present and p.past.dtype != p.present.dtype]
-    if differing and (past := differing[0].past) and (present := differing[0].present):
+    differing = [
+        (past, present)
+        for past, present in _pairs(interface)
+        if any(fault.kind == "dtype" for fault in compare(present, past))
+    ]
+    if differing:
+        past, present = differing[0]
         yield Finding(
             id="dtype-mismatch",
             where=f"{past.name}{_and_more(len(differing))}",
@@ -84,31 +90,39 @@ def _dtypes(interface: Interface) -> Iterator[Finding]:
         )
 
 
+def _pairs(interface: Interface) -> Iterator[tuple[TensorSpec, TensorSpec]]:
+    for pair in interface.caches:
+        if pair.past is not None and pair.present is not None:
+            yield pair.past, pair.present
+
+
 def _shapes(interface: Interface) -> Iterator[Finding]:
     for pair in interface.caches:
         past, present = pair.past, pair.present
         if past is None or present is None:
             continue
-        if len(past.shape) != len(present.shape):
-            text = f"{past.name} has rank {len(past.shape)} and {present.name} rank {len(present.shape)}"
-        else:
-            axes: list[Axis] = ["heads", "dim"]
-            places = [pair.axes.index(axis) for axis in axes if axis in pair.axes]
-            wrong = [i for i in places if _differ(past.shape[i], present.shape[i])]
-            if not wrong:
-                continue
-            text = (
-                f"{past.name} is {_show(past)} and {present.name} is {_show(present)}: axis {wrong[0]}, "
-                f"{_AXES[pair.axes[wrong[0]]]}"
+        text = next((_misfit(pair.axes, past, present, fault) for fault in compare(present, past)), "")
+        if text:
+            yield Finding(
+                id="kv-shape-mismatch",
+                where=f"{past.name} and {present.name}",
+                explain=f"{text}. The cache that a step returns does not fit into the next step.",
+                fix="Export again with the number of key and value heads and the head size of the model's configuration "
+                "(head_dim, where it has one, is not hidden_size / num_attention_heads).",
             )
-        yield Finding(
-            id="kv-shape-mismatch",
-            where=f"{past.name} and {present.name}",
-            explain=f"{text}. The cache that a step returns does not fit into the next step.",
-            fix="Export again with the number of key and value heads and the head size of the model's configuration "
-            "(head_dim, where it has one, is not hidden_size / num_attention_heads).",
-        )
-        return
+            return
+
+
+def _misfit(axes: Sequence[Axis], past: TensorSpec, present: TensorSpec, fault: IoFault) -> str:
+    """What does not fit of heads and head size, whatever the other axes are; empty if nothing."""
+    if fault.rank:
+        return f"{past.name} has rank {len(past.shape)} and {present.name} rank {len(present.shape)}"
+    wrong = [at for at in fault.sizes if axes[at] in _AXES]
+    if not wrong:
+        return ""
+    return (
+        f"{past.name} is {_show(past)} and {present.name} is {_show(present)}: axis {wrong[0]}, {_AXES[axes[wrong[0]]]}"
+    )
 
 
 def _configured(interface: Interface, configured: tuple[int, int] | None) -> Iterator[Finding]:
@@ -130,55 +144,52 @@ def _configured(interface: Interface, configured: tuple[int, int] | None) -> Ite
                 return
 
 
-def _differ(one: int | str, other: int | str) -> bool:
-    return isinstance(one, int) and isinstance(other, int) and one != other
-
-
 def _baked(interface: Interface, has_first: bool, packed_inputs: Sequence[TensorSpec]) -> Iterator[Finding]:
-    """Declared sizes where a symbol has to be; one finding for each kind of axis."""
-    groups: dict[GraphAxis, list[str]] = {}
-
-    def see(kind: GraphAxis, spec: TensorSpec | None, axis: int, allowed: Sequence[int] = ()) -> None:
-        size = spec.shape[axis] if spec is not None and axis < len(spec.shape) else "?"
-        if isinstance(size, int) and size not in allowed:
-            groups.setdefault(kind, []).append(f"{spec.name if spec else ''} axis {axis} = {size}")
-
-    if interface.packed:
-        for spec in packed_inputs:
-            for axis in range(_PACKED_AXES.get(spec.name, 0)):
-                see("step", spec, axis)
-        see("sequence", interface.ids, 0)
-        see("sequence", interface.positions, 0)
-    else:
-        one_token = (1,) if has_first else ()
-        see("batch", interface.ids, 0)
-        see("sequence", interface.ids, 1, one_token)
-        _see_mask(see, interface.mask)
-        if interface.positions is not None and len(interface.positions.shape) == 2:
-            see("sequence", interface.positions, 1, one_token)
-        see("batch", interface.logits, 0)
-        if len(interface.logits.shape) == 3:
-            see("sequence", interface.logits, 1, (1,))  # of the last token only, which is all that a loop needs
-    for pair in interface.caches:
-        for side in (pair.past, pair.present):
-            _see_cache(see, pair, side)
-    for kind, places in groups.items():
-        yield _baked_finding(kind, places)
+    """Declared sizes where an axis has to vary; one finding for each kind of axis."""
+    places: dict[GraphAxis, list[str]] = {}
+    varying = _packed_axes(interface, packed_inputs) if interface.packed else _growing_axes(interface, has_first)
+    for spec, axes in (*varying, *_cache_axes(interface)):
+        expected = spec.model_copy(update={"shape": tuple(axes.get(at, size) for at, size in enumerate(spec.shape))})
+        for fault in compare(spec, expected):
+            for at in fault.fixed:
+                places.setdefault(axes[at], []).append(f"{spec.name} axis {at} = {spec.shape[at]}")
+    for axis, found in places.items():
+        yield _baked_finding(axis, found)
 
 
-_See = Callable[..., None]
+_Varying = tuple[TensorSpec, dict[int, GraphAxis]]  # a tensor, and those of its axes that have to vary
 
 
-def _see_mask(see: _See, mask: TensorSpec | None) -> None:
+def _packed_axes(interface: Interface, inputs: Sequence[TensorSpec]) -> Iterator[_Varying]:
+    for spec in inputs:
+        yield spec, dict.fromkeys(range(_PACKED_AXES.get(spec.name, 0)), "step")
+    for one in (interface.ids, interface.positions):
+        if one is not None:
+            yield one, {0: "sequence"}
+
+
+def _growing_axes(interface: Interface, has_first: bool) -> Iterator[_Varying]:
+    """Of a graph beside which another takes the prompt, a sequence of one token is all that there has to be."""
+
+    def sequence(spec: TensorSpec, *, one_is_enough: bool) -> dict[int, GraphAxis]:
+        return {} if one_is_enough and spec.shape[1] == 1 else {1: "sequence"}
+
+    ids, mask, positions, logits = interface.ids, interface.mask, interface.positions, interface.logits
+    yield ids, {0: "batch", **sequence(ids, one_is_enough=has_first)}
     if mask is not None:
-        see("batch", mask, 0)
-        see("past", mask, len(mask.shape) - 1)
+        yield mask, {0: "batch", len(mask.shape) - 1: "past"}
+    if positions is not None and len(positions.shape) == 2:
+        yield positions, sequence(positions, one_is_enough=has_first)
+    # Logits of the last token only are all that a loop needs.
+    yield logits, {0: "batch", **(sequence(logits, one_is_enough=True) if len(logits.shape) == 3 else {})}
 
 
-def _see_cache(see: _See, pair: CachePair, spec: TensorSpec | None) -> None:
-    if spec is not None and len(spec.shape) == len(pair.axes):
-        see("batch", spec, next(i for i, axis in enumerate(pair.axes) if axis in ("rows", "rows_heads")))
-        see("past", spec, pair.axes.index("time"))
+def _cache_axes(interface: Interface) -> Iterator[_Varying]:
+    for pair in interface.caches:
+        rows = next(at for at, axis in enumerate(pair.axes) if axis in ("rows", "rows_heads"))
+        for spec in (pair.past, pair.present):
+            if spec is not None and len(spec.shape) == len(pair.axes):
+                yield spec, {rows: "batch", pair.axes.index("time"): "past"}
 
 
 _HARM: dict[GraphAxis, str] = {
