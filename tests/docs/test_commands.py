@@ -14,6 +14,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
+from itertools import takewhile
 from pathlib import Path
 
 import pytest
@@ -92,9 +93,9 @@ class Reader:
 
     def _type(self, command: Command, exit_code: int) -> None:
         words = shlex.split(command.line, comments=True)
-        assignments = [word for word in words if "=" in word.partition(" ")[0]][: len(words) - 1]
-        if "bentoml serve" in command.line:
-            self._serve(words, dict(word.split("=", 1) for word in assignments if word == words[0]))
+        assigned = list(takewhile(lambda word: "=" in word, words))
+        if words[len(assigned) :][:2] == ["bentoml", "serve"]:
+            self._serve(words[len(assigned) + 2 :], dict(word.split("=", 1) for word in assigned))
             return
         plain = words[0] == "bento-kv" and "\n" not in command.line.strip() and not set(words) & {">", "|", "||"}
         status, output = self._call(words[1:]) if plain else self._shell(command.line)
@@ -103,10 +104,9 @@ class Reader:
         for expected in command.output:  # each looked for behind the one before
             assert any(" ".join(expected.split()) in line for line in lines), (expected, output)
 
-    def _serve(self, words: list[str], environment: dict[str, str]) -> None:
+    def _serve(self, arguments: list[str], environment: dict[str, str]) -> None:
         self._servers.close()
         self._logs += 1
-        arguments = words[words.index("serve") + 1 :]
         log = self._folder / f"server-{self._logs}.log"
         running = serving(*arguments, log=log, environment={**self._environment, **environment}, directory=self._folder)
         self._address = self._servers.enter_context(running).url.removeprefix("http://")
