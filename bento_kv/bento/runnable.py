@@ -25,6 +25,7 @@ from bento_kv.engine.events import Recorder
 from bento_kv.engine.observer import Observer
 from bento_kv.engine.request import RequestOptions, SamplingParams, StepOutput, Submission
 from bento_kv.engine.stream import TokenStream
+from bento_kv.engine.threads import in_thread
 from bento_kv.errors import DecoderError
 from bento_kv.host import available_cpus, available_memory
 from bento_kv.runtime.golden import replay_golden
@@ -135,9 +136,10 @@ class OnnxDecoderRunnable(Runnable):
                 salt only. `max_queue_time`, `max_time`: seconds to the first step, and to the end of the answer.
 
         Raises:
-            RequestError: the prompt cannot be encoded.
+            RequestError: the prompt cannot be encoded, or is too long for certain.
         """
-        return Submission.of(self.tokenizer.encode_prompt(prompt), params or self.defaults, **options)
+        ids = self.tokenizer.encode_prompt(prompt, room=self.max_length - 1)
+        return Submission.of(ids, params or self.defaults, **options)
 
     @Runnable.method
     async def generate(
@@ -151,7 +153,8 @@ class OnnxDecoderRunnable(Runnable):
         Raises:
             RequestError, QueueFullError, EngineClosedError: the request is not accepted.
         """
-        async with TokenStream(self.engine, self.submission(prompt, params, **options)) as stream:
+        submission = await in_thread(self.submission, prompt, params, **options)
+        async with TokenStream(self.engine, submission) as stream:
             async for output in stream:
                 yield output
 

@@ -6,46 +6,32 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import threading
 from collections.abc import AsyncGenerator
-from copy import copy
 from dataclasses import replace
+from functools import partial
 from http import HTTPStatus
 from typing import Any
 
 import bentoml
 from bentoml.exceptions import BentoMLException
-from pydantic import ConfigDict
 
 from bento_kv.bento.arguments import read_arguments
 from bento_kv.bento.build import VerifiedDecoder
 from bento_kv.bento.runnable import OnnxDecoderRunnable
 from bento_kv.engine.request import RequestOptions
 from bento_kv.errors import BentoKVError
-from bento_kv.server.app import RequireApiKey, openai_app
+from bento_kv.server.app import BODIES, DEFAULT_MAX_BODY_BYTES, RequireApiKey, openai_app
+from bento_kv.server.guard import Guard, OneLine
 from bento_kv.server.metrics import EngineMetrics
-from bento_kv.server.protocol import GenerationRequest
+from bento_kv.server.preparations import Preparations
+from bento_kv.server.protocol import NativeRequest
 
 
-def _as_in_openais(name: str) -> Any:
-    """The field of that name as the OpenAI-compatible routes have it."""
-    return copy(GenerationRequest.model_fields[name])
-
-
-class NativeRequest(bentoml.IODescriptor):
-    """What `POST /generate` takes; the model's own defaults where a field is left out."""
-
-    model_config = ConfigDict(extra="forbid")
-
-    prompt: str
-    max_tokens: int | None = _as_in_openais("max_tokens")
-    temperature: float | None = _as_in_openais("temperature")
-    seed: int | None = _as_in_openais("seed")
-    priority: int | None = _as_in_openais("priority")
-    cache_salt: str | None = _as_in_openais("cache_salt")
-    max_time: float | None = _as_in_openais("max_time")
-    max_queue_time: float | None = _as_in_openais("max_queue_time")
+class GenerateRequest(NativeRequest, bentoml.IODescriptor):
+    """What BentoML knows of the body of `POST /generate`."""
 
 
 config, engine_config = read_arguments()
@@ -60,7 +46,10 @@ def current_runnable() -> OnnxDecoderRunnable:
     return runnable
 
 
-@bentoml.asgi_app(openai_app(current_runnable))
+preparations = Preparations(BODIES * DEFAULT_MAX_BODY_BYTES)
+
+
+@bentoml.asgi_app(openai_app(current_runnable, preparations=preparations))
 @bentoml.service(
     name="bento_kv",
     # Seconds to the first byte. BentoML's answer to it is not in OpenAI's form, so our own deadlines should come first.
@@ -91,7 +80,7 @@ class LanguageModel:
         if threading.current_thread() is threading.main_thread():  # as in every worker; a test client has no signals
             self.runnable.drain_on_sigterm(timeout=config.drain_timeout)
 
-    @bentoml.api(input_spec=NativeRequest)
+    @bentoml.api(input_spec=GenerateRequest)
     async def generate(self, prompt: str, **asked: Any) -> AsyncGenerator[str, None]:
         """Answer a prompt, as a stream of text."""
         given = {name: value for name, value in asked.items() if value is not None}
@@ -99,7 +88,8 @@ class LanguageModel:
         params = replace(self.runnable.defaults, **given)
         begun = False
         try:
-            async for text in self.runnable.stream_text(prompt, params, **options):
+            ids = await self._encode(prompt)
+            async for text in self.runnable.stream_text(ids, params, **options):
                 begun = True
                 yield text
         except BentoKVError as error:
@@ -108,6 +98,11 @@ class LanguageModel:
             if error.http_status == HTTPStatus.INTERNAL_SERVER_ERROR:
                 raise
             raise BentoMLException(str(error), error_code=HTTPStatus(error.http_status)) from error
+
+    async def _encode(self, prompt: str) -> list[int]:
+        """The prompt's token ids, within the bounds of what is prepared at once: this route's, as those of one client."""
+        encode = partial(self.runnable.tokenizer.encode_prompt, prompt, room=self.runnable.max_length - 1)
+        return await preparations.run(encode, size=len(prompt), client="/generate")
 
     @bentoml.on_shutdown
     def close(self) -> None:
@@ -120,5 +115,12 @@ class LanguageModel:
         return self.runnable.engine.accepting
 
 
-if api_key := os.environ.get("BENTO_KV_API_KEY"):
+logging.getLogger("bentoml.access").addFilter(OneLine())
+if (api_key := os.environ.get("BENTO_KV_API_KEY")) is not None:
     LanguageModel.add_asgi_middleware(RequireApiKey, api_key=api_key)  # type: ignore[attr-defined] # it is a Service
+LanguageModel.add_asgi_middleware(  # type: ignore[attr-defined] # it is a Service
+    Guard,
+    bodies={"/generate": NativeRequest},
+    max_body_bytes=DEFAULT_MAX_BODY_BYTES,
+    preparations=preparations,
+)

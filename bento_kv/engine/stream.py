@@ -11,6 +11,7 @@ from typing import Self
 
 from bento_kv.engine.engine import Engine
 from bento_kv.engine.request import Request, StepOutput, Submission
+from bento_kv.engine.threads import in_thread
 
 
 class TokenStream:
@@ -35,7 +36,7 @@ class TokenStream:
         self._finished = False
 
     async def __aenter__(self) -> Self:
-        self._engine.submit(self._begin())
+        await _submitted(self._engine, [self._begin()])
         return self
 
     async def __aexit__(
@@ -76,8 +77,18 @@ class TokenStream:
 @asynccontextmanager
 async def entered(engine: Engine, streams: Sequence[TokenStream]) -> AsyncIterator[Sequence[TokenStream]]:
     """Enter streams of an engine together: it accepts all of them or none. Leaving aborts what has not finished."""
-    engine.submit_all([stream._begin() for stream in streams])
+    await _submitted(engine, [stream._begin() for stream in streams])
     async with AsyncExitStack() as stack:
         for stream in streams:
             stack.push_async_exit(stream)
         yield streams
+
+
+async def _submitted(engine: Engine, requests: Sequence[Request]) -> None:
+    """Submit requests, in a thread: what that costs grows with their prompts. If it is cancelled, none of them stays."""
+    try:
+        await in_thread(engine.submit_all, requests)
+    except asyncio.CancelledError:
+        for request in requests:
+            engine.abort(request.id)
+        raise

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import hmac
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -18,11 +18,14 @@ from bento_kv.server import prompts
 from bento_kv.server.backend import Backend
 from bento_kv.server.exchange import Disconnected, Exchange, new_request_id
 from bento_kv.server.jsontext import dumps, shorten
+from bento_kv.server.preparations import Preparations
 from bento_kv.server.problems import method_not_allowed, no_such_model, not_found, problem_of, unauthorized
 from bento_kv.server.streaming import answer
 
 DEFAULT_MAX_BODY_BYTES = 1024 * 1024
 
+BODIES = 16  # of the largest size may be in preparation at once
+T = TypeVar("T")
 Handler = Callable[[Exchange], Awaitable[None]]
 
 
@@ -31,6 +34,7 @@ def openai_app(
     *,
     api_key: str | None = None,
     max_body_bytes: int = DEFAULT_MAX_BODY_BYTES,
+    preparations: Preparations | None = None,
 ) -> Starlette:
     """The OpenAI-compatible API of one model.
 
@@ -41,14 +45,14 @@ def openai_app(
             makes the service that has the model.
         api_key: what clients have to send as `Authorization: Bearer KEY`, on every route; nothing if None.
         max_body_bytes: larger request bodies get 413.
+        preparations: bounds on the bodies that are prepared at once, where other routes share them; its own unless given.
 
     Raises:
         ValueError: the key is empty, which would look like protection and be none.
     """
-    if api_key is not None and not api_key.strip():
-        raise ValueError("the API key is empty; leave it out to serve without one")
-    key = None if api_key is None else api_key.encode("utf-8")
-    api = _Api(backend if callable(backend) else lambda: backend, max_body_bytes)
+    key = None if api_key is None else _key(api_key)
+    find_backend = backend if callable(backend) else lambda: backend
+    api = _Api(find_backend, max_body_bytes, preparations or Preparations(BODIES * max_body_bytes))
     routes: dict[str, dict[str, Handler]] = {
         "/v1/chat/completions": {"POST": api.chat},
         "/v1/completions": {"POST": api.completions},
@@ -57,6 +61,7 @@ def openai_app(
         "/v1/verification": {"GET": api.verification},
         "/v1/tokenize": {"POST": api.tokenize},
         "/v1/detokenize": {"POST": api.detokenize},
+        "/v1": {},
         "/v1/{rest:path}": {},  # BentoML passes on only what a route matches, and would answer the rest in its own form
     }
     app = Starlette(
@@ -103,14 +108,17 @@ class RequireApiKey:
 
     Args:
         app: what is protected.
-        api_key: what clients have to send as `Authorization: Bearer KEY`.
+        api_key: what clients have to send as `Authorization: Bearer KEY`, white space around it left out.
+
+    Raises:
+        ValueError: the key is empty, which would look like protection and be none.
     """
 
     OPEN = frozenset({"/livez", "/readyz", "/healthz", "/metrics"})
 
     def __init__(self, app: ASGIApp, *, api_key: str) -> None:
         self._app = app
-        self._key = api_key.encode("utf-8")
+        self._key = _key(api_key)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and scope["path"] not in self.OPEN:
@@ -120,6 +128,12 @@ class RequireApiKey:
                     await exchange.send_problem(unauthorized())
                 return
         await self._app(scope, receive, send)
+
+
+def _key(given: str) -> bytes:
+    if not given.strip():
+        raise ValueError("the API key is empty; leave it out to serve without one")
+    return given.strip().encode("utf-8")
 
 
 def _authorized(exchange: Exchange, key: bytes) -> bool:
@@ -137,9 +151,10 @@ async def _not_found(request: Request, error: Exception) -> Response:
 class _Api:
     """The handlers. What grows with a request's size runs in a thread, so that it delays no other request's tokens."""
 
-    def __init__(self, find_backend: Callable[[], Backend], max_body_bytes: int) -> None:
+    def __init__(self, find_backend: Callable[[], Backend], max_body_bytes: int, preparations: Preparations) -> None:
         self._find_backend = find_backend
         self._limit = max_body_bytes
+        self._preparations = preparations
 
     async def chat(self, exchange: Exchange) -> None:
         await self._generate(exchange, prompts.chat_prompts)
@@ -148,12 +163,10 @@ class _Api:
         await self._generate(exchange, prompts.completion_prompts)
 
     async def tokenize(self, exchange: Exchange) -> None:
-        body = await exchange.read_body(self._limit)
-        await exchange.send_json(await asyncio.to_thread(prompts.tokenize, body, self._find_backend()))
+        await self._send_result(exchange, prompts.tokenize)
 
     async def detokenize(self, exchange: Exchange) -> None:
-        body = await exchange.read_body(self._limit)
-        await exchange.send_json(await asyncio.to_thread(prompts.detokenize, body, self._find_backend()))
+        await self._send_result(exchange, prompts.detokenize)
 
     async def models(self, exchange: Exchange) -> None:
         await exchange.send_json({"object": "list", "data": [_model_object(self._find_backend())]})
@@ -167,14 +180,23 @@ class _Api:
     async def verification(self, exchange: Exchange) -> None:
         await exchange.send_json(dict(self._find_backend().verification))
 
+    async def _send_result(self, exchange: Exchange, compute: Callable[[bytes, Backend], dict[str, Any]]) -> None:
+        body = await exchange.read_body(self._limit)
+        backend = self._find_backend()
+        result = self._prepared(exchange, body, partial(compute, body, backend))
+        await exchange.send_json(await exchange.unless_disconnected(result))
+
     async def _generate(self, exchange: Exchange, prepare: prompts.Prepare) -> None:
         body = await exchange.read_body(self._limit)
         await exchange.unless_disconnected(self._answer(exchange, body, prepare))
 
     async def _answer(self, exchange: Exchange, body: bytes, prepare: prompts.Prepare) -> None:
         backend = self._find_backend()
-        request, encoded = await asyncio.to_thread(prepare, body, backend)
+        request, encoded = await self._prepared(exchange, body, partial(prepare, body, backend))
         await answer(exchange, backend, request, encoded)
+
+    async def _prepared(self, exchange: Exchange, body: bytes, work: Callable[[], T]) -> T:
+        return await self._preparations.run(work, size=len(body), client=exchange.client)
 
 
 def _model_object(backend: Backend) -> dict[str, Any]:

@@ -12,13 +12,22 @@ from bento_kv.engine.request import SamplingParams
 class TextTokenizer(Protocol):
     """Text to token ids and back."""
 
-    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]: ...
+    def encode(self, text: str, *, add_special_tokens: bool = True, room: int | None = None) -> list[int]:
+        """Ids of a text.
 
-    def encode_chat(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
-        """Ids of the chat template's rendering with the assistant's turn opened.
+        Args:
+            room: tokens that there is room for; a text may be refused that has more, before it is tokenized.
 
         Raises:
-            RequestError: the model has no chat template, or the template refuses the messages.
+            ContextLengthError: it is longer for certain.
+        """
+        ...
+
+    def encode_chat(self, messages: Sequence[Mapping[str, Any]], *, room: int | None = None) -> list[int]:
+        """Ids of the chat template's rendering with the assistant's turn opened; `room` as in `encode`.
+
+        Raises:
+            RequestError: the model has no chat template, the template refuses the messages, or they are too long.
         """
         ...
 

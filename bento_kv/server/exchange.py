@@ -17,7 +17,7 @@ from starlette.datastructures import Headers
 from starlette.types import Receive, Scope, Send
 
 from bento_kv.server import jsontext
-from bento_kv.server.problems import Problem, too_large
+from bento_kv.server.problems import Problem, not_json, too_large
 
 T = TypeVar("T")
 
@@ -35,12 +35,14 @@ class Disconnected(Exception):
 
 
 class Exchange:
-    """A request and the answer to it. `id` is its name in the log and in the answer's `x-request-id`."""
+    """A request and the answer to it. `id` is its name in the log and in the answer's `x-request-id`, `client` the address
+    that it came from."""
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.id = new_request_id()
         self.method: str = scope["method"]
         self.path: str = scope["path"]
+        self.client: str = (scope.get("client") or ("",))[0]
         self.path_params: Mapping[str, Any] = scope.get("path_params", {})
         self.headers = Headers(scope=scope)
         self._receive = receive
@@ -52,9 +54,11 @@ class Exchange:
         """The body.
 
         Raises:
-            Problem: it is larger than `limit` bytes, or Content-Length says so; no more is read in any case.
+            Problem: it is not sent as JSON, is larger than `limit` bytes, or Content-Length says so; no more is read in any case.
             Disconnected: the client left before its end.
         """
+        if self.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+            raise not_json()
         declared = self.headers.get("content-length", "")
         if declared.isascii() and declared.isdigit() and int(declared) > limit:
             raise too_large(limit)

@@ -10,6 +10,7 @@ from typing import Any
 
 from bento_kv.errors import RequestError
 
+_MOST_DIGITS = 1000  # more take time that grows as their square, and Python writes only a few thousand of them
 _SURROGATE_ESCAPE = re.compile(r"\\u[dD][89a-fA-F]")
 
 
@@ -24,7 +25,9 @@ def loads(body: bytes) -> Any:
         raise RequestError("The request body is empty; a JSON object is expected.", code="invalid_json")
     try:
         text = body.decode("utf-8")
-        document = json.loads(text, object_pairs_hook=_object, parse_float=_float, parse_constant=_constant)
+        document = json.loads(
+            text, object_pairs_hook=_object, parse_int=_int, parse_float=_float, parse_constant=_constant
+        )
         if _SURROGATE_ESCAPE.search(text):
             json.dumps(document, ensure_ascii=False).encode("utf-8")
     except UnicodeError as error:
@@ -51,6 +54,12 @@ def _object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         twice = next(name for name, count in Counter(name for name, _ in pairs).items() if count > 1)
         raise ValueError(f"the key {shorten(twice)!r} comes twice in one object")
     return fields
+
+
+def _int(digits: str) -> int:
+    if len(digits) > _MOST_DIGITS:
+        raise ValueError(f"the number {shorten(digits)} is too large")
+    return int(digits)
 
 
 def _float(digits: str) -> float:

@@ -109,3 +109,10 @@ def method_not_allowed(method: str, path: str, allowed: str) -> Problem:
 def too_large(limit: int) -> Problem:
     """413: the body has more than `limit` bytes."""
     return Problem(413, f"The request body is larger than {limit} bytes.", code="request_too_large")
+
+
+def not_json() -> Problem:
+    """415: a web page may post anything but JSON to any server that its reader's browser can reach, unasked."""
+    return Problem(
+        415, "The request body must be sent as 'Content-Type: application/json'.", code="unsupported_media_type"
+    )

@@ -5,11 +5,12 @@ Everything here may run in a thread of its own; it touches nothing that is share
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from bento_kv.errors import RequestError
+from bento_kv.errors import ContextLengthError, RequestError
 from bento_kv.server.backend import Backend
 from bento_kv.server.fields import RawPrompt
 from bento_kv.server.problems import no_such_model
@@ -27,7 +28,7 @@ from bento_kv.server.validation import parse
 class EncodedPrompt:
     """A prompt as token ids, and its text if the answer is to begin with it."""
 
-    ids: Sequence[int]
+    ids: tuple[int, ...]
     echo: str = ""
 
 
@@ -44,8 +45,10 @@ def chat_prompts(body: bytes, backend: Backend) -> tuple[ChatRequest, list[Encod
     request = parse(body, ChatRequest)
     check_model(request.model, backend)
     check_stop_tokens(request, backend)
-    ids = backend.tokenizer.encode_chat([message.for_template() for message in request.messages])
-    return request, [EncodedPrompt(ids)]
+    turns = [message.for_template() for message in request.messages]
+    with _too_long_at("messages"):
+        ids = backend.tokenizer.encode_chat(turns, room=_room(backend))
+    return request, [EncodedPrompt(tuple(ids))]
 
 
 def completion_prompts(body: bytes, backend: Backend) -> tuple[CompletionRequest, list[EncodedPrompt]]:
@@ -110,8 +113,24 @@ def check_stop_tokens(request: GenerationRequest, backend: Backend) -> None:
     check_token_ids(request.stop_token_ids, backend, "stop_token_ids")
 
 
+@contextmanager
+def _too_long_at(param: str) -> Iterator[None]:
+    try:
+        yield
+    except ContextLengthError as error:
+        error.param = param
+        raise
+
+
+def _room(backend: Backend) -> int:
+    """Tokens that a prompt may have: all but one of the context's."""
+    return backend.max_length - 1
+
+
 def _encode(prompt: RawPrompt, backend: Backend, *, echo: bool) -> EncodedPrompt:
     if isinstance(prompt, str):
-        return EncodedPrompt(backend.tokenizer.encode(prompt), prompt if echo else "")
+        with _too_long_at("prompt"):
+            ids = backend.tokenizer.encode(prompt, room=_room(backend))
+        return EncodedPrompt(tuple(ids), prompt if echo else "")
     check_token_ids(prompt, backend, "prompt")
     return EncodedPrompt(prompt, backend.tokenizer.decode(prompt, skip_special_tokens=False) if echo else "")

@@ -16,6 +16,7 @@ Completions, as typed in the `openai` package.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import copy
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import (
@@ -158,7 +159,7 @@ class GenerationRequest(Body):
 
     model: str = Field(description="a string, the name of the model")
     # The engine's ranges, narrower where OpenAI's are.
-    max_tokens: int | None = engine_field(SamplingParams, "max_tokens")
+    max_tokens: int | None = engine_field(SamplingParams, "max_tokens", lt=TOKEN_ID_LIMIT)
     temperature: float | None = engine_field(SamplingParams, "temperature", le=2)
     top_p: float | None = engine_field(SamplingParams, "top_p", ge=0)
     top_k: int | None = engine_field(SamplingParams, "top_k", ge=-1, lt=TOKEN_ID_LIMIT, note="0 and -1 keep all")
@@ -233,7 +234,7 @@ class ChatRequest(GenerationRequest):
 
     refused = REFUSED_IN_CHAT
     messages: Messages = Field(description=MESSAGES)
-    max_completion_tokens: int | None = engine_field(SamplingParams, "max_tokens")
+    max_completion_tokens: int | None = engine_field(SamplingParams, "max_tokens", lt=TOKEN_ID_LIMIT)
     logprobs: bool | None = Field(None, description="true or false")
     top_logprobs: int | None = Field(None, ge=0, le=20, description="an integer between 0 and 20")
     response_format: Annotated[None, PlainValidator(parse_response_format)] = None
@@ -277,6 +278,11 @@ class CompletionRequest(GenerationRequest):
         return self.logprobs
 
 
+def _as_in_openais(name: str) -> Any:
+    """The field of that name as the OpenAI-compatible routes have it."""
+    return copy(GenerationRequest.model_fields[name])
+
+
 class TokenizeRequest(Body):
     """`POST /v1/tokenize`: the token ids of a text, or of a conversation as the chat template renders it."""
 
@@ -300,3 +306,16 @@ class DetokenizeRequest(Body):
 
     model: str | None = Field(None, description="a string, the name of the model")
     tokens: Annotated[list[TokenId], FailFast()] = Field(description="a list of token ids")
+
+
+class NativeRequest(Body):
+    """`POST /generate`; the model's own defaults where a field is left out."""
+
+    prompt: str = Field(description="a string")
+    max_tokens: int | None = _as_in_openais("max_tokens")
+    temperature: float | None = _as_in_openais("temperature")
+    seed: int | None = _as_in_openais("seed")
+    priority: int | None = _as_in_openais("priority")
+    cache_salt: str | None = _as_in_openais("cache_salt")
+    max_time: float | None = _as_in_openais("max_time")
+    max_queue_time: float | None = _as_in_openais("max_queue_time")

@@ -163,7 +163,7 @@ def _submissions(
         )
     return [
         Submission(
-            prompt_ids=tuple(prompt.ids),
+            prompt_ids=prompt.ids,
             params=choice,
             deadlines=request.deadlines,
             priority=request.priority or 0,

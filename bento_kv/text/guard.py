@@ -80,14 +80,19 @@ class MessageGuard:
             self._normalize = self._backend.normalizer.normalize_str
             self._normalized = _any_of({*control, *(self._normalize(content).strip("\u2581 ") for content in control)})
 
-    def encode(self, messages: Messages) -> list[int]:
+    def encode(self, messages: Messages, check: Callable[[str], None] = lambda rendered: None) -> list[int]:
         """Token ids of the rendering, with the assistant's turn opened.
+
+        Args:
+            messages: of the conversation.
+            check: told the rendering before anything that takes long is done with it; it raises what is to be raised.
 
         Raises:
             RequestError: the template refuses the messages.
         """
         now = datetime.now()
         rendered = self._template.render(messages, now=now)
+        check(rendered)
         text = self._with_marks(messages, rendered, now)
         if text is None:
             return self._encode(rendered)

@@ -15,15 +15,18 @@ from typing import Any
 
 import tokenizers
 
-from bento_kv.errors import ManifestError, RequestError
+from bento_kv.errors import ContextLengthError, ManifestError, RequestError
+from bento_kv.text.bounds import longest_token
 from bento_kv.text.chat_template import ChatTemplate
 from bento_kv.text.guard import MessageGuard
 
+_MANY_IDS = 1024  # decoded without the interpreter's lock from here on; fewer are decoded sooner with it
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
 
 
 class Tokenizer:
-    """The tokenizer of a decoder directory. Its methods may be called from any thread.
+    """The tokenizer of a decoder directory. Its methods may be called from any thread, and let other threads run while
+    they work on much.
 
     Args:
         directory: holds `tokenizer.json` and `tokenizer_config.json`, and `chat_template.jinja` if the model chats.
@@ -48,6 +51,7 @@ class Tokenizer:
         self._byte_level = _byte_alphabet() if "ByteLevel" in decoders else None
         self._byte_fallback = "ByteFallback" in decoders
         self._template = _chat_template(directory, config)
+        self._longest_token = longest_token(json.loads(text), set(map(self._spelled, self._backend.get_vocab())))
         self._guard: MessageGuard | None = None
         if self._template is not None and not parse_special_tokens:
             self._guard = MessageGuard(text, self._template, partial(self.encode, add_special_tokens=False))
@@ -56,9 +60,18 @@ class Tokenizer:
     def has_chat_template(self) -> bool:
         return self._template is not None
 
-    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
-        """Token ids of a text, with what the model wants around it (a beginning-of-sequence token) unless told not to."""
-        return self._backend.encode(text, add_special_tokens=add_special_tokens).ids
+    def encode(self, text: str, *, add_special_tokens: bool = True, room: int | None = None) -> list[int]:
+        """Token ids of a text, with what the model wants around it (a beginning-of-sequence token) unless told not to.
+
+        Args:
+            room: tokens that there is room for; a text that is longer for certain is refused before it is tokenized.
+
+        Raises:
+            ContextLengthError: the text has more tokens than `room`, whatever they are.
+        """
+        self._check_room(room, text)
+        # `encode` would keep the interpreter's lock, and every other thread from running.
+        return self._backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids
 
     def render_chat(self, messages: Sequence[Mapping[str, Any]]) -> str:
         """The chat template's rendering, with the assistant's turn opened.
@@ -72,35 +85,37 @@ class Tokenizer:
             )
         return self._template.render(messages)
 
-    def encode_chat(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
-        """Token ids of `render_chat`, which has the special tokens that the model wants; errors as there.
+    def encode_chat(self, messages: Sequence[Mapping[str, Any]], *, room: int | None = None) -> list[int]:
+        """Token ids of `render_chat`, which has the special tokens that the model wants; `room` and errors as there and as
+        in `encode`.
 
         Control tokens that a message spells out are text, unless `parse_special_tokens` was set.
         """
         if self._guard is not None:
-            return self._guard.encode(messages)
-        return self.encode(self.render_chat(messages), add_special_tokens=False)
+            return self._guard.encode(messages, partial(self._check_room, room))
+        return self.encode(self.render_chat(messages), add_special_tokens=False, room=room)
 
-    def encode_prompt(self, prompt: str | Sequence[int] | Sequence[Mapping[str, Any]]) -> list[int]:
-        """Token ids of whatever a prompt may be: ids, chat messages, or a text.
+    def encode_prompt(
+        self, prompt: str | Sequence[int] | Sequence[Mapping[str, Any]], *, room: int | None = None
+    ) -> list[int]:
+        """Token ids of whatever a prompt may be: ids, chat messages, or a text; `room` and errors as in `encode`.
 
         A text is what a user says if the model chats, and the text to continue if it does not.
         """
         if isinstance(prompt, str):
-            return (
-                self.encode_chat([{"role": "user", "content": prompt}])
-                if self.has_chat_template
-                else self.encode(prompt)
-            )
+            turn = [{"role": "user", "content": prompt}]
+            return self.encode_chat(turn, room=room) if self.has_chat_template else self.encode(prompt, room=room)
         messages = [item for item in prompt if isinstance(item, Mapping)]
         ids = [item for item in prompt if isinstance(item, int)]
         if len(messages) != len(prompt) and len(ids) != len(prompt):
             raise RequestError("a prompt is a text, a list of messages or a list of token ids", param="prompt")
-        return self.encode_chat(messages) if messages else ids
+        return self.encode_chat(messages, room=room) if messages else ids
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """The text of token ids, spaces as they are; bytes that form no character become U+FFFD."""
-        return self._backend.decode(list(ids), skip_special_tokens=skip_special_tokens)
+        if len(ids) < _MANY_IDS:
+            return self._backend.decode(list(ids), skip_special_tokens=skip_special_tokens)
+        return self._backend.decode_batch([list(ids)], skip_special_tokens=skip_special_tokens)[0]
 
     def token_bytes(self, token_id: int) -> bytes:
         """The bytes that one token stands for behind others; they need not be whole characters."""
@@ -120,6 +135,22 @@ class Tokenizer:
         """A token with text: behind it a decoder drops no space, and joins what it joins."""
         usual = (token for token in range(self._backend.get_vocab_size()) if token not in self._special)
         return next(([token] for token in usual if self.decode([token]).isalnum()), [])
+
+    def _check_room(self, room: int | None, text: str) -> None:
+        if room is None or self._longest_token is None:
+            return
+        least = -(-len(text.encode()) // self._longest_token)
+        if least > room:
+            raise ContextLengthError(
+                f"the prompt has at least {least} tokens, more than the {room} that leave room for an answer; shorten it"
+            )
+
+    def _spelled(self, token: str) -> bytes:
+        """What a token of the vocabulary stands for, or more bytes than that."""
+        if self._byte_level is not None and all(symbol in self._byte_level for symbol in token):
+            return bytes(self._byte_level[symbol] for symbol in token)
+        byte = _BYTE_TOKEN.fullmatch(token) if self._byte_fallback else None
+        return bytes([int(byte[1], 16)]) if byte else token.encode()
 
 
 def _chat_template(directory: Path, config: Mapping[str, Any]) -> ChatTemplate | None:

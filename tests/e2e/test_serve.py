@@ -168,7 +168,7 @@ def test_errors_have_openais_form_behind_bentoml(server: Server) -> None:
         ("/v1/completions", b" " * 3_000_000, 413),
         ("/v1/nothing", b"{}", 404),
     ):
-        response = httpx.post(f"{server.url}{path}", content=body)
+        response = httpx.post(f"{server.url}{path}", content=body, headers={"content-type": "application/json"})
         assert response.status_code == status, response.text
         assert set(response.json()["error"]) == {"message", "type", "param", "code"}
     too_long = httpx.post(f"{server.url}/v1/completions", json={"model": "demo", "prompt": "x" * 2000}).json()

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from bento_kv.server import protocol
 from tests.effort import examples
-from tests.server.world import MODEL, ByteTokenizer, World, serving
+from tests.server.world import JSON, MODEL, ByteTokenizer, World, serving
 
 BODIES: dict[str, tuple[dict[str, Any], type[protocol.Body]]] = {
     "/v1/chat/completions": ({"model": MODEL, "messages": [{"role": "user", "content": "hi"}]}, protocol.ChatRequest),
@@ -49,7 +49,7 @@ def small_world() -> Iterator[World]:
 
 @pytest.fixture(scope="module")
 def http(small_world: World) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=small_world.url, timeout=60) as client:
+    with httpx.Client(base_url=small_world.url, timeout=60, headers=JSON) as client:
         yield client
 
 
@@ -61,9 +61,10 @@ def check(http: httpx.Client, path: str, content: bytes) -> httpx.Response:
         if "queue_timeout" in body or "request_timeout" in body:
             assert response.status_code in (200, 503)
             return response
-    assert response.status_code in (200, 400), response.text
-    if response.status_code == 400:
+    assert response.status_code in (200, 400, 404), response.text
+    if response.status_code != 200:
         error = response.json()["error"]
+        assert (response.status_code == 404) == (error["code"] == "model_not_found")
         assert set(error) == {"message", "type", "param", "code"}
         assert error["type"] == "invalid_request_error"
         assert error["message"]
@@ -133,7 +134,7 @@ class SlowTokenizer(ByteTokenizer):
         self.begun = threading.Event()
         self.go_on = threading.Event()
 
-    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+    def encode(self, text: str, *, add_special_tokens: bool = True, room: int | None = None) -> list[int]:
         if "slow" in text:
             self.begun.set()
             assert self.go_on.wait(120), "nobody let the tokenizer go on"
@@ -168,10 +169,16 @@ def test_a_client_that_does_not_read_or_does_not_finish_holds_up_nobody() -> Non
         body = json.dumps({"model": MODEL, "prompt": "go on", "stream": True, "n": 2}).encode()
         deaf = socket.create_connection(world.address, timeout=60)
         deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-        deaf.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(body) + body)
+        deaf.sendall(
+            b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+            % len(body)
+            + body
+        )
         world.wait_until(lambda stats: stats.running == 2)
         mute = socket.create_connection(world.address, timeout=60)
-        mute.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n1\r\n{\r\n")
+        mute.sendall(
+            b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nTransfer-Encoding: chunked\r\n\r\n1\r\n{\r\n"
+        )
         quick = httpx.post(f"{world.url}/v1/completions", json={"model": MODEL, "prompt": "say:quick|"}, timeout=60)
         assert quick.json()["choices"][0]["text"] == "quick"
         for connection in (deaf, mute):

@@ -6,7 +6,7 @@ import httpx
 import openai
 import pytest
 
-from tests.server.world import World, serving
+from tests.server.world import JSON, World, serving
 
 
 @pytest.fixture(scope="session")
@@ -23,5 +23,5 @@ def client(world: World) -> Iterator[openai.OpenAI]:
 
 @pytest.fixture(scope="session")
 def http(world: World) -> Iterator[httpx.Client]:
-    with httpx.Client(base_url=world.url, timeout=60) as client:
+    with httpx.Client(base_url=world.url, timeout=60, headers=JSON) as client:
         yield client

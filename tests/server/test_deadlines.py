@@ -16,7 +16,7 @@ from bento_kv.engine.request import Request, SamplingParams
 from bento_kv.server.problems import problem_of
 from tests.engine.faulty import FaultyDecoder, Hang
 from tests.server.test_life import ENDLESS, send
-from tests.server.world import MODEL, ByteTokenizer, World, serving
+from tests.server.world import JSON, MODEL, ByteTokenizer, World, serving
 
 CHAT = {"model": MODEL, "messages": [{"role": "user", "content": "go on"}]}
 BOTH = pytest.mark.parametrize(
@@ -136,7 +136,7 @@ def test_a_deadline_out_of_range_is_400(field: str, value: object, message: str)
 
 def test_infinity_is_not_a_deadline(world: World) -> None:
     content = json.dumps({**ENDLESS, "max_time": 0}).replace('"max_time": 0', '"max_time": 1e999')
-    assert httpx.post(f"{world.url}/v1/completions", content=content).status_code == 400
+    assert httpx.post(f"{world.url}/v1/completions", content=content, headers=JSON).status_code == 400
 
 
 def test_the_servers_deadlines_hold_for_requests_without_their_own() -> None:

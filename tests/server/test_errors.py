@@ -11,7 +11,7 @@ import openai
 import pytest
 
 from bento_kv.server.app import openai_app
-from tests.server.world import MODEL, World, serving
+from tests.server.world import JSON, MODEL, World, serving
 
 CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
 USER = {"role": "user", "content": "say:ok|"}
@@ -184,9 +184,25 @@ def test_a_body_that_is_not_json(http: httpx.Client, path: str, body: bytes, wor
     assert (error["param"], error["code"]) == (None, "invalid_json")
 
 
-def test_any_content_type_will_do(http: httpx.Client) -> None:
+@pytest.mark.parametrize("path", [CHAT, TEXT, "/v1/tokenize", "/v1/detokenize"])
+def test_a_web_page_cannot_post_here(world: World, path: str) -> None:
+    """Browsers ask a server before they post JSON to it from another site, and nothing else."""
+    for kind in ({}, {"content-type": "text/plain"}, {"content-type": "multipart/form-data; boundary=x"}):
+        error = error_of(httpx.post(world.url + path, content=b'{"prompt": "hi"}', headers=kind), 415)
+        assert error["code"] == "unsupported_media_type"
+
+
+def test_json_may_say_its_encoding(http: httpx.Client) -> None:
     body = json.dumps({"model": MODEL, "messages": [USER]})
-    assert http.post(CHAT, content=body, headers={"content-type": "text/plain"}).status_code == 200
+    assert http.post(CHAT, content=body, headers={"content-type": "Application/JSON; charset=utf-8"}).status_code == 200
+
+
+@pytest.mark.parametrize("digits", [400, 999, 4299, 4300, 5000])
+@pytest.mark.parametrize("name", ["max_tokens", "seed", "top_k", "n", "priority", "temperature", "max_time", "stop"])
+def test_numbers_of_thousands_of_digits_are_refused_in_a_word(http: httpx.Client, name: str, digits: int) -> None:
+    for number in ("1" * digits, "-" + "1" * digits):
+        body = f'{{"model": "{MODEL}", "prompt": "hi", "{name}": {number}}}'
+        assert len(error_of(http.post(TEXT, content=body))["message"]) < 200
 
 
 @pytest.mark.parametrize("path", [CHAT, TEXT])
@@ -203,7 +219,7 @@ def test_a_prompt_that_leaves_no_room_names_both_numbers(path: str) -> None:
 @pytest.mark.parametrize("path", [CHAT, "/v1/tokenize"])
 @pytest.mark.parametrize("chunked", [False, True])
 def test_a_body_over_the_limit(path: str, chunked: bool) -> None:
-    with serving(app_options={"max_body_bytes": 1000}) as world, httpx.Client(base_url=world.url) as http:
+    with serving(app_options={"max_body_bytes": 1000}) as world, httpx.Client(base_url=world.url, headers=JSON) as http:
         body = json.dumps({"model": MODEL, "messages": [{"role": "user", "content": "x" * 2000}]}).encode()
         content = (body[i : i + 100] for i in range(0, len(body), 100)) if chunked else body
         error = error_of(http.post(path, content=content), 413)

@@ -16,7 +16,7 @@ from starlette.types import Message
 
 from bento_kv.contract.plan import StepPlan
 from bento_kv.server.app import openai_app
-from tests.server.world import MODEL, World, serving
+from tests.server.world import JSON, MODEL, World, serving
 
 ENDLESS: dict[str, Any] = {"model": MODEL, "prompt": "go on"}
 ENDLESS_CHAT: dict[str, Any] = {"model": MODEL, "messages": [{"role": "user", "content": "go on"}]}
@@ -42,11 +42,14 @@ class Gate:
         self._open.set()
 
 
+HEADERS = [(name.encode(), value.encode()) for name, value in JSON.items()]
+
+
 def send(world: World, body: dict[str, Any]) -> socket.socket:
     """A request on a socket of its own, its answer unread."""
     content = json.dumps(body).encode()
     route = "chat/completions" if "messages" in body else "completions"
-    head = f"POST /v1/{route} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(content)}\r\n\r\n"
+    head = f"POST /v1/{route} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(content)}\r\n\r\n"
     connection = socket.create_connection(world.address, timeout=60)
     connection.sendall(head.encode() + content)
     return connection
@@ -126,7 +129,9 @@ def test_leaving_before_the_first_token(
 
 def test_leaving_in_the_middle_of_the_body(world: World) -> None:
     connection = socket.create_connection(world.address, timeout=60)
-    connection.sendall(b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n{")
+    connection.sendall(
+        b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n{"
+    )
     connection.close()
     assert httpx.get(f"{world.url}/v1/models").status_code == 200
 
@@ -147,7 +152,7 @@ def test_a_send_that_fails_is_a_client_that_left(own_world: World) -> None:
             if len(sent) > 3:
                 raise OSError("gone")
 
-        scope = {"type": "http", "method": "POST", "path": "/v1/completions", "headers": [], "query_string": b""}
+        scope = {"type": "http", "method": "POST", "path": "/v1/completions", "headers": HEADERS, "query_string": b""}
         await openai_app(own_world)(scope, receive, gone)
 
     asyncio.run(run())
@@ -169,7 +174,7 @@ def test_a_cancelled_handler_frees_its_slot(own_world: World) -> None:
         async def send(message: Message) -> None:
             raise AssertionError("an answer to nobody")
 
-        scope = {"type": "http", "method": "POST", "path": "/v1/completions", "headers": [], "query_string": b""}
+        scope = {"type": "http", "method": "POST", "path": "/v1/completions", "headers": HEADERS, "query_string": b""}
         call = asyncio.ensure_future(openai_app(own_world)(scope, receive, send))
         await asyncio.to_thread(own_world.wait_until, lambda stats: stats.running == 1)
         call.cancel()
@@ -276,7 +281,7 @@ def test_a_step_that_fails_in_a_stream_ends_it_with_an_error_event() -> None:
 class Broken:
     """A tokenizer with a fault."""
 
-    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+    def encode(self, text: str, *, add_special_tokens: bool = True, room: int | None = None) -> list[int]:
         raise KeyError("secret detail")
 
 

@@ -32,6 +32,7 @@ from tests.engine.fakes import FakeDecoder
 
 MODEL = "org/parrot-1b"
 VERIFICATION = {"schema": "bento_kv.verification/1", "passed": True, "manifest_sha256": "0123456789abcdef" * 4}
+JSON = {"content-type": "application/json"}
 EOS = 256
 VOCAB_SIZE = 257
 _ORDER = re.compile(rb"say:([^|]*)\|(?:\nassistant:)?")
@@ -47,10 +48,10 @@ class ByteTokenizer:
         self._tokenizer.decoder = decoders.ByteLevel()
         self._tokenizer.add_special_tokens(["<eos>"])
 
-    def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
+    def encode(self, text: str, *, add_special_tokens: bool = True, room: int | None = None) -> list[int]:
         return self._tokenizer.encode(text, add_special_tokens=add_special_tokens).ids
 
-    def encode_chat(self, messages: Sequence[Mapping[str, Any]]) -> list[int]:
+    def encode_chat(self, messages: Sequence[Mapping[str, Any]], *, room: int | None = None) -> list[int]:
         if messages[-1]["role"] == "assistant":
             raise errors.RequestError("the conversation must not end with the assistant's turn", param="messages")
         return self.encode("".join(f"{turn['role']}:{turn['content']}\n" for turn in messages) + "assistant:")

@@ -1,0 +1,87 @@
+"""What stands before the routes of the framework that serves: they get bodies that are whole, right and not too long, and
+no path or host out of which an answer or a line of a log could be forged.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from functools import partial
+
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from bento_kv.server.exchange import Disconnected, Exchange
+from bento_kv.server.jsontext import shorten
+from bento_kv.server.preparations import Preparations
+from bento_kv.server.problems import not_found, problem_of
+from bento_kv.server.protocol import Body
+from bento_kv.server.validation import parse
+
+_CONTROLS = {code: f"%{code:02x}" for code in (*range(0x20), 0x7F, 0x85, 0x2028, 0x2029)}
+
+
+class Guard:
+    """ASGI middleware.
+
+    Args:
+        app: what is guarded.
+        bodies: what a POST to each of these paths must have as its body.
+        max_body_bytes: larger ones get 413.
+        preparations: where bodies are read into requests.
+    """
+
+    def __init__(
+        self, app: ASGIApp, *, bodies: Mapping[str, type[Body]], max_body_bytes: int, preparations: Preparations
+    ) -> None:
+        self._app = app
+        self._bodies = dict(bodies)
+        self._limit = max_body_bytes
+        self._preparations = preparations
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        exchange = Exchange(scope, receive, send)
+        try:
+            try:
+                if exchange.path != "/" and exchange.path.endswith("/"):
+                    # The framework would redirect to whatever host the request names.
+                    raise not_found(shorten(exchange.path))
+                if exchange.method == "POST" and exchange.path in self._bodies:
+                    receive = _replayed(await self._checked_body(exchange), receive)
+            except Disconnected:
+                raise
+            except Exception as error:  # noqa: BLE001 - each becomes an answer, and the log has what is unexpected
+                await exchange.send_problem(problem_of(error, request_id=exchange.id))
+                return
+        except Disconnected:
+            await exchange.abandon()
+            return
+        await self._app(scope, receive, send)
+
+    async def _checked_body(self, exchange: Exchange) -> bytes:
+        body = await exchange.read_body(self._limit)
+        check = partial(parse, body, self._bodies[exchange.path])
+        checking = self._preparations.run(check, size=len(body), client=exchange.client)
+        await exchange.unless_disconnected(checking)
+        return body
+
+
+def _replayed(body: bytes, receive: Receive) -> Receive:
+    """The body again, as one message, and then whatever comes."""
+    messages: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def replay() -> Message:
+        return messages.pop() if messages else await receive()
+
+    return replay
+
+
+class OneLine(logging.Filter):
+    """Writes control characters of a record's arguments as URLs do, so that a path cannot begin a line of its own."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if isinstance(record.args, tuple):
+            record.args = tuple(arg.translate(_CONTROLS) if isinstance(arg, str) else arg for arg in record.args)
+        return True
