@@ -14,6 +14,7 @@
     │   └── ContextLengthError   prompt and answer do not fit in the context
     ├── QueueFullError           no room for another waiting request
     ├── OutOfTimeError           a request has no answer within its time
+    ├── UnreadError              an answer was not read
     └── EngineClosedError        the engine takes no more requests
 
 Messages name the thing and the remedy in one sentence or two; callers may show them to users as they are. Types and codes
@@ -39,6 +40,7 @@ __all__ = [
     "RequestError",
     "SourceError",
     "TraceError",
+    "UnreadError",
     "UnsupportedArchitecture",
     "VerificationError",
 ]
@@ -158,6 +160,17 @@ class OutOfTimeError(BentoKVError):
     def __init__(self, message: str, *, code: str = "request_timeout") -> None:
         super().__init__(message)
         self.code = code
+
+
+class UnreadError(BentoKVError):
+    """An answer was ended because its reader left too much of it unread."""
+
+    http_status = 408
+    error_type = "invalid_request_error"
+    code = "answer_not_read"
+
+    def __init__(self) -> None:
+        super().__init__("The answer was ended because it was not read.")
 
 
 class EngineClosedError(BentoKVError):

@@ -49,6 +49,7 @@ def test_every_error_is_public_and_says_what_a_client_is_answered() -> None:
         "ContextLengthError": (400, "invalid_request_error"),
         "EngineClosedError": (503, "server_error"),
         "OutOfTimeError": (503, "server_error"),
+        "UnreadError": (408, "invalid_request_error"),
         "QueueFullError": (429, "rate_limit_error"),
         "RequestError": (400, "invalid_request_error"),
     }

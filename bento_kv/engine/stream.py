@@ -12,6 +12,9 @@ from typing import Self
 from bento_kv.engine.engine import Engine
 from bento_kv.engine.request import Request, StepOutput, Submission
 from bento_kv.engine.threads import in_thread
+from bento_kv.errors import UnreadError
+
+UNREAD_LIMIT = 32_768  # of about a hundred bytes each: what `_weight` counts
 
 
 class TokenStream:
@@ -23,8 +26,13 @@ class TokenStream:
     Entering the context submits the request, leaving it aborts the request unless it has finished, so a client that goes
     away, an exception and a cancellation all free the slot.
 
+    A stream that is not read ends its request, once so much of it waits that a client cannot be merely slow.
+
     Raises (on entering):
         RequestError, ContextLengthError, QueueFullError, EngineClosedError: as `Engine.submit`.
+
+    Raises (on reading):
+        UnreadError: the request was ended because its events were not read.
     """
 
     def __init__(self, engine: Engine, submission: Submission) -> None:
@@ -34,6 +42,8 @@ class TokenStream:
         self._events: asyncio.Queue[StepOutput] = asyncio.Queue()
         self._loop: asyncio.AbstractEventLoop | None = None
         self._finished = False
+        self._unread = 0  # by `_weight`
+        self._overrun = False
 
     async def __aenter__(self) -> Self:
         await _submitted(self._engine, [self._begin()])
@@ -54,7 +64,11 @@ class TokenStream:
             raise RuntimeError("a token stream is read inside `async with`")
         if self._finished:
             raise StopAsyncIteration
+        if self._overrun and self._events.empty():
+            self._finished = True
+            raise UnreadError
         output = await self._events.get()
+        self._unread -= _weight(output)
         self._finished = output.finish_reason is not None
         return output
 
@@ -69,9 +83,24 @@ class TokenStream:
         """Hand an event over; runs on the engine thread."""
         assert self._loop is not None  # set before the engine learns of the request
         try:
-            self._loop.call_soon_threadsafe(self._events.put_nowait, output)
+            self._loop.call_soon_threadsafe(self._keep, output)
         except RuntimeError:  # the loop is closed, so nobody will ever read this
             self._engine.abort(self.request_id)
+
+    def _keep(self, output: StepOutput) -> None:
+        """Keep an event until it is read; runs in the loop."""
+        if self._overrun:
+            return
+        self._unread += _weight(output)
+        self._overrun = self._unread > UNREAD_LIMIT and output.finish_reason is None
+        if self._overrun:
+            self._engine.abort(self.request_id)
+        self._events.put_nowait(output)
+
+
+def _weight(output: StepOutput) -> int:
+    """What an event takes in memory, in about a hundred bytes."""
+    return 4 + sum(1 + len(entry.top) for entry in output.logprobs)
 
 
 @asynccontextmanager

@@ -21,6 +21,7 @@ from bento_kv.server.protocol import ChatRequest, CompletionRequest
 from bento_kv.server.sampling import sampling_params
 from bento_kv.text.message import MessageParser, PlainContent
 
+_AHEAD = 64  # events that may be taken from their streams before they are sent; those that wait there are counted
 Events = AsyncIterator[tuple[int, StepOutput]]
 Additions = AsyncIterator[tuple[int, Addition]]
 
@@ -190,7 +191,7 @@ def _choices(
 @asynccontextmanager
 async def _merged(streams: Sequence[TokenStream]) -> AsyncIterator[Events]:
     """Events of all streams as they come, each with its stream's number."""
-    queue: asyncio.Queue[tuple[int, StepOutput | Exception]] = asyncio.Queue()
+    queue: asyncio.Queue[tuple[int, StepOutput | Exception]] = asyncio.Queue(_AHEAD)
     pumps = [asyncio.create_task(_pump(number, stream, queue)) for number, stream in enumerate(streams)]
     try:
         yield _until_all_end(queue, len(streams))
@@ -203,9 +204,9 @@ async def _merged(streams: Sequence[TokenStream]) -> AsyncIterator[Events]:
 async def _pump(number: int, stream: TokenStream, queue: asyncio.Queue[tuple[int, StepOutput | Exception]]) -> None:
     try:
         async for output in stream:
-            queue.put_nowait((number, output))
+            await queue.put((number, output))
     except Exception as error:  # noqa: BLE001 - whoever reads the queue raises it
-        queue.put_nowait((number, error))
+        await queue.put((number, error))
 
 
 async def _until_all_end(queue: asyncio.Queue[tuple[int, StepOutput | Exception]], streams: int) -> Events:

@@ -15,7 +15,7 @@ from bento_kv.engine.config import EngineConfig
 from bento_kv.engine.engine import Engine
 from bento_kv.engine.request import SamplingParams, StepOutput, Submission
 from bento_kv.engine.stream import TokenStream, entered
-from bento_kv.errors import EngineClosedError, QueueFullError, RequestError
+from bento_kv.errors import EngineClosedError, QueueFullError, RequestError, UnreadError
 from tests.engine.fakes import Client, FakeDecoder, always, client, letters, to_ids
 
 PATIENCE = 30  # seconds
@@ -320,3 +320,29 @@ def test_an_engine_is_started_once() -> None:
         assert engine.accepting
         with pytest.raises(RuntimeError):
             engine.start()
+
+
+async def read_into(outputs: list[StepOutput], stream: TokenStream) -> None:
+    async for output in stream:
+        outputs.append(output)
+
+
+@pytest.mark.parametrize(("logprobs", "most"), [(None, 8193), (20, 1312)])
+def test_a_stream_that_is_not_read_ends_its_request_and_nobody_elses(logprobs: int | None, most: int) -> None:
+    params = SamplingParams(temperature=0, logprobs=logprobs)
+
+    async def scenario(engine: Engine) -> None:
+        deaf = TokenStream(engine, Submission(prompt_ids=PROMPT, params=params))
+        read = TokenStream(engine, Submission(prompt_ids=PROMPT, params=params))
+        async with deaf, read:
+            async for _ in read:
+                if engine.stats().running == 1:
+                    break
+            waiting: list[StepOutput] = []
+            with pytest.raises(UnreadError):
+                await read_into(waiting, deaf)
+            assert 0 < len(waiting) <= most
+            assert engine.stats().running == 1
+
+    with running() as engine:
+        asyncio.run(asyncio.wait_for(scenario(engine), 300))
