@@ -34,9 +34,9 @@ def test_made_once_then_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 
 @pytest.mark.usefixtures("traced_once")
 def test_made_again_when_weights_length_or_cache_are_others(tmp_path: Path) -> None:
-    source = save_model(tmp_path / "again", "llama", seed=1, num_hidden_layers=1)
+    source = save_model(tmp_path / "again", "llama", seed=1)
     first = VerifiedDecoder(str(source)).resolve()
-    save_model(source, "llama", seed=2, num_hidden_layers=1)
+    save_model(source, "llama", seed=2)
     second = VerifiedDecoder(str(source)).resolve()
     shorter = VerifiedDecoder(str(source), max_length=64).resolve()
     smaller = VerifiedDecoder(str(source), kv_cache="int8").resolve()
