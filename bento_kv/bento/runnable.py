@@ -54,6 +54,7 @@ class OnnxDecoderRunnable(Runnable):
         observer: makes the engine's observer, given the verification record.
         event_log: a file to append a line of JSON to for each event of each request.
         workers: how many processes like this one share the machine and what `config` allows; each takes its part.
+        providers: onnxruntime's execution providers, in order of preference; the CPU's unless set.
 
     Raises:
         SourceError, ManifestError: there is no such decoder.
@@ -76,6 +77,7 @@ class OnnxDecoderRunnable(Runnable):
         observer: Callable[[Mapping[str, Any]], Observer] | None = None,
         event_log: Path | None = None,
         workers: int = 1,
+        providers: Sequence[str] | None = None,
     ) -> None:
         self.config = (config or EngineConfig()).share(workers, available_cpus())
         self.directory = locate(decoder)
@@ -98,6 +100,7 @@ class OnnxDecoderRunnable(Runnable):
             max_length=self.config.max_length,
             exact=self.config.exact,
             threads=self.config.threads,
+            providers=providers,
         )
         replay_golden(onnx_decoder, record)
         watcher = observer(self.verification) if observer is not None else None

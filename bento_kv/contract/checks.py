@@ -39,7 +39,7 @@ def scaled_error(got: NDArray[np.float32], expected: NDArray[np.float32]) -> flo
     """
     if got.shape != expected.shape:
         return float("inf")
-    magnitudes = np.abs(expected)
+    magnitudes = np.abs(expected, dtype=np.float64)
     return difference(got, expected) / max(1.0, float(magnitudes.max(initial=0.0, where=magnitudes < _MASKED)))
 
 

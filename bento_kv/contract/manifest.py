@@ -11,6 +11,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
+from bento_kv.contract.cache import CacheSpec
 from bento_kv.contract.files import MANIFEST_FILE, MODEL_FILE, check_hashes
 from bento_kv.contract.graph_io import GROUP_BIAS, TensorSpec
 from bento_kv.contract.precision import PRECISIONS, KvCache, Precision, PrecisionTraits, coarsest
@@ -25,13 +26,6 @@ class Source(Record):
     id: str
     revision: str | None
     weights_sha256: str
-
-
-class LayerGeometry(Record):
-    """The cache of one layer: keys and values are `[slots, kv_heads, max_length, head_dim]`."""
-
-    kv_heads: int
-    head_dim: int
 
 
 class TokenIds(Record):
@@ -68,7 +62,7 @@ class Manifest(Record):
     ir_version: int
     inputs: tuple[TensorSpec, ...]
     outputs: tuple[TensorSpec, ...]
-    layers: tuple[LayerGeometry, ...]
+    layers: tuple[CacheSpec, ...]
     vocab_size: int
     max_length: int
     token_ids: TokenIds
@@ -100,9 +94,9 @@ class Manifest(Record):
         return next((int(spec.shape[2]) for spec in self.inputs if spec.name == GROUP_BIAS), 1)
 
     @property
-    def spare(self) -> int:
-        """Positions that a slot's buffer has beyond those that it may use; see `spare_positions`."""
-        return spare_positions(self.group)
+    def padding(self) -> int:
+        """Positions that a slot's buffer has beyond those that it may use; see `padding_positions`."""
+        return padding_positions(self.group)
 
     @property
     def golden_limit(self) -> float:
@@ -129,6 +123,6 @@ class Manifest(Record):
         check_hashes(directory, self.files)
 
 
-def spare_positions(group: int) -> int:
+def padding_positions(group: int) -> int:
     """Positions beyond a row's last one that a step may write to: copies of its newest token, which nothing reads."""
     return max(1, group - 1)

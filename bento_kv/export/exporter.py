@@ -18,7 +18,7 @@ import onnx_ir as ir
 
 from bento_kv.contract.files import DATA_FILE, MANIFEST_FILE, hash_files
 from bento_kv.contract.graph_io import TensorSpec
-from bento_kv.contract.manifest import Manifest, Source, spare_positions
+from bento_kv.contract.manifest import Manifest, Source, padding_positions
 from bento_kv.contract.precision import CACHE_ELEMENTS, EXPORTED, KvCache, Precision
 from bento_kv.contract.versions import versions_of
 from bento_kv.errors import ExportError
@@ -165,7 +165,7 @@ def _graphs(
     # Only what is quantized has to be found again.
     sought = model.named_parameters() if precision in FORMS else ()
     origins = Origins({name: each.detach().numpy() for name, each in sought if each.ndim == 2})
-    passes = optimize(graph, length, length + spare_positions(facts.group), origins)
+    passes = optimize(graph, length, length + padding_positions(facts.group), origins)
     if kv_cache == "int8":
         progress("finding the ranges of keys and values")
         quantize_cache(graph, cache_scales(model, read.tokenizer, length))

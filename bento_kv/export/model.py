@@ -11,7 +11,7 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
-from bento_kv.contract.manifest import LayerGeometry
+from bento_kv.contract.cache import KvSpec
 from bento_kv.errors import BentoKVError, SourceError, UnsupportedArchitecture, first_line
 from bento_kv.export import attention
 from bento_kv.export.rotary import Rotary
@@ -34,7 +34,7 @@ class Survey:
         rotations: what the operator shall turn, by call of a rotary function; see `attention.Observations`.
     """
 
-    layers: tuple[LayerGeometry, ...]
+    layers: tuple[KvSpec, ...]
     group: int
     vocab_size: int
     max_length: int
@@ -155,7 +155,7 @@ def survey(model: PreTrainedModel) -> Survey:
     return Survey(layers, group, logits.shape[-1], max_positions(config), tuple(found.rotations))
 
 
-def _geometry(name: str, layers: int, found: dict[int, attention.AttentionShape]) -> tuple[LayerGeometry, ...]:
+def _geometry(name: str, layers: int, found: dict[int, attention.AttentionShape]) -> tuple[KvSpec, ...]:
     if not found:
         raise UnsupportedArchitecture(_own_attention(name))
     other = sorted(set(range(layers)) - set(found))
@@ -178,7 +178,7 @@ def _geometry(name: str, layers: int, found: dict[int, attention.AttentionShape]
             raise UnsupportedArchitecture(
                 f"{name}: in layer {index} {shape.query_heads} query heads do not share {shape.kv_heads} KV heads evenly"
             )
-    return tuple(LayerGeometry(kv_heads=s.kv_heads, head_dim=s.key_dim) for _, s in sorted(found.items()))
+    return tuple(KvSpec(kv_heads=s.kv_heads, head_dim=s.key_dim) for _, s in sorted(found.items()))
 
 
 def max_positions(config: PreTrainedConfig) -> int:

@@ -12,6 +12,7 @@ import onnx_ir as ir
 import torch
 from torch import nn
 
+from bento_kv.contract.cache import CacheSpec, cache_buffers
 from bento_kv.contract.graph_io import (
     LOGIT_ROWS,
     LOGITS,
@@ -20,11 +21,7 @@ from bento_kv.contract.graph_io import (
     STEP_INPUTS,
     TOKENS,
     WIDTH,
-    cache_names,
-    past_name,
-    present_name,
 )
-from bento_kv.contract.manifest import LayerGeometry
 from bento_kv.errors import ExportError, first_line
 from bento_kv.export.attention import PACKED, PackedStep, PassThroughCache, tracing
 from bento_kv.export.rotary import Rotary
@@ -75,7 +72,7 @@ class PackedDecoder(nn.Module):
         return logits, [step.present[layer] for layer in range(len(past))]
 
 
-def to_onnx(model: Any, layers: Sequence[LayerGeometry], opset: int, rotations: Sequence[Rotary | None]) -> ir.Model:
+def to_onnx(model: Any, layers: Sequence[CacheSpec], opset: int, rotations: Sequence[Rotary | None]) -> ir.Model:
     """Trace the model and translate it.
 
     Args:
@@ -97,8 +94,11 @@ def to_onnx(model: Any, layers: Sequence[LayerGeometry], opset: int, rotations: 
                 dynamo=True,
                 dynamic_shapes=dynamic,
                 opset_version=opset,
-                input_names=[*(spec.name for spec in STEP_INPUTS), *cache_names(past_name, len(layers))],
-                output_names=[LOGITS, *cache_names(present_name, len(layers))],
+                input_names=[
+                    *(spec.name for spec in STEP_INPUTS),
+                    *(buffer.before for buffer in cache_buffers(layers)),
+                ],
+                output_names=[LOGITS, *(buffer.after for buffer in cache_buffers(layers))],
                 custom_translation_table=translations,
                 verbose=False,
             )
@@ -112,17 +112,20 @@ def to_onnx(model: Any, layers: Sequence[LayerGeometry], opset: int, rotations: 
     return program.model
 
 
-def _example(layers: Sequence[LayerGeometry]) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
+def _example(layers: Sequence[CacheSpec]) -> tuple[tuple[Any, ...], tuple[Any, ...]]:
     """A step to trace with, and which of its axes are symbolic."""
     dims = {axis: torch.export.Dim(axis) for axis in _SIZES}
     step = [
         torch.ones([_SIZES[str(axis)] for axis in spec.shape], dtype=getattr(torch, spec.dtype)) for spec in STEP_INPUTS
     ]
     symbolic = [{at: dims[str(axis)] for at, axis in enumerate(spec.shape)} for spec in STEP_INPUTS]
-    shapes = [(_SIZES[ROWS], g.kv_heads, _SIZES[MAX_LENGTH], g.head_dim) for g in layers]
-    past = [(torch.zeros(shape), torch.zeros(shape)) for shape in shapes]
-    cache = {0: dims[ROWS], 2: dims[MAX_LENGTH]}
-    return (*step, past), (*symbolic, [(cache, cache) for _ in layers])
+    past, varying = [], []
+    for number, layer in enumerate(layers):
+        buffers = layer.buffers(number)
+        past.append(tuple(torch.zeros(_SIZES[ROWS], *buffer.shape(_SIZES[MAX_LENGTH])) for buffer in buffers))
+        axes = [(ROWS, *buffer.axes) for buffer in buffers]
+        varying.append(tuple({at: dims[axis] for at, axis in enumerate(a) if isinstance(axis, str)} for a in axes))
+    return (*step, past), (*symbolic, varying)
 
 
 @contextmanager

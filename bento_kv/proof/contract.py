@@ -8,22 +8,12 @@ from pathlib import Path
 
 import onnx
 
+from bento_kv.contract.cache import cache_buffers
 from bento_kv.contract.checks import at_most, holds
-from bento_kv.contract.graph_io import (
-    LOGITS,
-    MAX_LENGTH,
-    ROWS,
-    SIDES,
-    STEP_INPUTS,
-    TensorSpec,
-    cache_names,
-    group_inputs,
-    logits_output,
-    past_name,
-    present_name,
-)
+from bento_kv.contract.graph_io import STEP_INPUTS, TensorSpec, group_inputs, logits_output
 from bento_kv.contract.manifest import Manifest
 from bento_kv.contract.operators import LOCAL_WINDOW_SIZE
+from bento_kv.contract.precision import CACHE_ELEMENTS
 from bento_kv.contract.verification import Check
 from bento_kv.doctor.export.io import IoFault, compare, compare_all, show
 from bento_kv.errors import IntegrityError, ManifestError
@@ -137,24 +127,20 @@ def _manifest_faults(manifest: Manifest, face: _Face) -> list[str]:
 
 def _layout_faults(manifest: Manifest, face: _Face) -> Iterator[IoFault]:
     """Where inputs and outputs are not the in-place layout's."""
-    inputs = {spec.name: spec for spec in (*STEP_INPUTS, *group_inputs(manifest.group))}
-    outputs = {LOGITS: logits_output(manifest.vocab_size)}
-    dtype = "int8" if manifest.kv_cache == "int8" else "float"
-    for layer, g in enumerate(manifest.layers):
-        axes = (ROWS, g.kv_heads, MAX_LENGTH, g.head_dim)
-        for side in SIDES:
-            past, present = past_name(layer, side), present_name(layer, side)
-            inputs[past] = TensorSpec(name=past, dtype=dtype, shape=axes)
-            outputs[present] = TensorSpec(name=present, dtype=dtype, shape=axes)
-    yield from compare_all("input", face.inputs, inputs)
-    yield from compare_all("output", face.outputs, outputs)
+    inputs = [*STEP_INPUTS, *group_inputs(manifest.group)]
+    outputs = [logits_output(manifest.vocab_size)]
+    for buffer in cache_buffers(manifest.layers):
+        past, present = buffer.tensors(CACHE_ELEMENTS[manifest.kv_cache].dtype)
+        inputs.append(past)
+        outputs.append(present)
+    yield from compare_all("input", face.inputs, {spec.name: spec for spec in inputs})
+    yield from compare_all("output", face.outputs, {spec.name: spec for spec in outputs})
 
 
 def _pair_faults(manifest: Manifest, face: _Face) -> list[str]:
     faults = []
-    layers = len(manifest.layers)
-    for before, after in zip(cache_names(past_name, layers), cache_names(present_name, layers), strict=True):
-        past, present = face.inputs.get(before), face.outputs.get(after)
+    for buffer in cache_buffers(manifest.layers):
+        past, present = face.inputs.get(buffer.before), face.outputs.get(buffer.after)
         if past is None or present is None or any(compare(present, past)):
-            faults.append(f"{before} is {show(past)}, {after} is {show(present)}")
+            faults.append(f"{buffer.before} is {show(past)}, {buffer.after} is {show(present)}")
     return faults

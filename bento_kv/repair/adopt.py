@@ -13,8 +13,9 @@ import onnx
 from google.protobuf.message import DecodeError
 from transformers import GenerationConfig, PreTrainedConfig
 
+from bento_kv.contract.cache import KvSpec
 from bento_kv.contract.files import hash_files
-from bento_kv.contract.manifest import LayerGeometry, Manifest, Source
+from bento_kv.contract.manifest import Manifest, Source
 from bento_kv.contract.versions import versions_of
 from bento_kv.errors import ExportError, UnsupportedArchitecture
 from bento_kv.export.model import load_config, max_positions
@@ -106,8 +107,8 @@ def _max_length(config: PreTrainedConfig) -> int:
         raise UnsupportedArchitecture(f"{error}; say how long a sequence may be with --max-length") from error
 
 
-def _geometry(empty: Cache) -> tuple[LayerGeometry, ...]:
-    return tuple(LayerGeometry(kv_heads=key.shape[1], head_dim=key.shape[3]) for key, _ in empty)
+def _geometry(empty: Cache) -> tuple[KvSpec, ...]:
+    return tuple(KvSpec(kv_heads=key.shape[1], head_dim=key.shape[3]) for key, _ in empty)
 
 
 def _vocab_size(graph: GrowingGraph, empty: Cache) -> int:

@@ -68,7 +68,7 @@ class OnnxDecoder:
             )
         self.exact = exact
         dtype = CACHE_ELEMENTS[self.manifest.kv_cache].numpy
-        self.cache = InPlaceCache(self.manifest.layers, slots, length, dtype, spare=self.manifest.spare)
+        self.cache = InPlaceCache(self.manifest.layers, slots, length, dtype, padding=self.manifest.padding)
         bias = GroupBias(slots, self.manifest.group, self.cache.capacity) if self.manifest.group > 1 else None
         self._grouped = self._groups(threads or available_cpus())
         # In mode `full` one graph computes everything, since another's weights would give other bits.

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from bento_kv.contract.graph_io import INPUT_IDS, PACKED_NAMES, POSITION_IDS, TensorSpec
+from bento_kv.contract.precision import CACHE_ELEMENTS
 from bento_kv.errors import DecoderError
 
 Side = Literal["key", "value", "both"]
@@ -28,6 +29,8 @@ _FUSED: tuple[Axis, ...] = ("rows_heads", "time", "dim")
 _FUSED_TRANSPOSED: tuple[Axis, ...] = ("rows_heads", "dim", "time")
 
 _FLOATS = ("float", "float32", "float16", "bfloat16", "double", "float64")
+# Our own layout keeps its scales in the graph, so that stored integers can be passed on as they are.
+_PACKED_CACHES = (*_FLOATS, *(element.dtype for element in CACHE_ELEMENTS.values()))
 _INTEGERS = ("int64", "int32")
 _SIDES: dict[str, Side] = {"key": "key", "keys": "key", "k": "key", "value": "value", "values": "value", "v": "value"}
 # What names of caches speak of, where no input and output of one name tell it.
@@ -114,10 +117,11 @@ def recognize(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> In
     Raises:
         DecoderError: it is not a decoder, or has an input that nobody can fill without knowing more.
     """
-    pasts = [spec for spec in inputs if _may_be_cache(spec)]
-    logits = _logits(outputs)
     packed = is_packed(inputs)
-    presents = [spec for spec in outputs if spec is not logits and _may_be_cache(spec)]
+    types = _PACKED_CACHES if packed else _FLOATS
+    pasts = [spec for spec in inputs if _may_be_cache(spec, types)]
+    logits = _logits(outputs)
+    presents = [spec for spec in outputs if spec is not logits and _may_be_cache(spec, types)]
     rest = [spec for spec in inputs if spec not in pasts]
     if packed:
         named = {spec.name: spec for spec in rest}
@@ -148,8 +152,8 @@ def _first(specs: Sequence[TensorSpec], is_it: Callable[[TensorSpec], bool]) -> 
     return next((spec for spec in specs if is_it(spec)), None)
 
 
-def _may_be_cache(spec: TensorSpec) -> bool:
-    if spec.dtype not in _FLOATS or not 3 <= len(spec.shape) <= 5 or "mask" in spec.name.lower():
+def _may_be_cache(spec: TensorSpec, types: Sequence[str] = _FLOATS) -> bool:
+    if spec.dtype not in types or not 3 <= len(spec.shape) <= 5 or "mask" in spec.name.lower():
         return False
     return any(word in spec.name.lower() for word in _CACHE_WORDS)
 

@@ -11,44 +11,43 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
-from bento_kv.contract.graph_io import SIDES, past_name, present_name
-from bento_kv.contract.manifest import LayerGeometry
+from bento_kv.contract.cache import CacheBuffer, CacheSpec, cache_buffers
+from bento_kv.contract.graph_io import MAX_LENGTH
 from bento_kv.errors import DecoderError
 
 
 class InPlaceCache:
-    """Buffers `[slots, kv_heads, max_length + spare, head_dim]` by layer and side.
+    """Buffers `[slots, ...]` as the specs of the layers say, their positions `max_length + padding`.
 
     A step writes keys and values where they stay, so there is nothing to extract, to pass back or to copy. The memory
     is committed page by page when it is first written: an idle slot costs address space only.
 
     Args:
-        layers: geometry by layer.
+        layers: what each of them keeps.
         slots: rows.
         max_length: positions of a row.
         dtype: of an element, as the graph declares it.
-        spare: positions beyond those, where steps leave copies that nothing reads.
+        padding: positions beyond those, where steps leave copies that nothing reads.
     """
 
     def __init__(
         self,
-        layers: Sequence[LayerGeometry],
+        layers: Sequence[CacheSpec],
         slots: int,
         max_length: int,
         dtype: type[np.generic] = np.float32,
         *,
-        spare: int = 1,
+        padding: int = 1,
     ) -> None:
         self.slots = slots
         self.max_length = max_length
-        self.capacity = max_length + spare
+        self.capacity = max_length + padding
+        self._buffers = cache_buffers(layers)
+        shapes = [(slots, *buffer.shape(self.capacity)) for buffer in self._buffers]
         try:
-            self._buffers: list[tuple[NDArray[Any], NDArray[Any]]] = [
-                (zeros(shape, dtype), zeros(shape, dtype))
-                for shape in ((slots, g.kv_heads, self.capacity, g.head_dim) for g in layers)
-            ]
+            self._arrays = [zeros(shape, dtype) for shape in shapes]
         except (MemoryError, OSError, OverflowError):
-            wanted = sum(2 * slots * g.kv_heads * self.capacity * g.head_dim for g in layers) * np.dtype(dtype).itemsize
+            wanted = sum(map(math.prod, shapes)) * np.dtype(dtype).itemsize
             raise DecoderError(
                 f"a KV cache of {slots} slots and {max_length} positions takes {wanted / 2**30:.1f} GiB, "
                 "more than there is; lower slots or max_length"
@@ -57,59 +56,64 @@ class InPlaceCache:
     @property
     def nbytes(self) -> int:
         """Address space of all buffers, bytes."""
-        return sum(key.nbytes + value.nbytes for key, value in self._buffers)
+        return sum(array.nbytes for array in self._arrays)
 
     @property
     def token_bytes(self) -> int:
         """Bytes of one position of one slot, all layers."""
-        return self.nbytes // (self.slots * self.capacity)
+        return sum(b.token_elements * a.itemsize for b, a in zip(self._buffers, self._arrays, strict=True))
 
     def bind(self, binding: ort.IOBinding, first: int, last: int) -> None:
         """Bind rows `[first, last)` of every buffer to the graph's past inputs and present outputs."""
-        for layer, sides in enumerate(self._buffers):
-            for side, buffer in zip(SIDES, sides, strict=True):
-                view = buffer[first:last]
-                memory = ("cpu", 0, view.dtype, view.shape, view.ctypes.data)
-                binding.bind_input(past_name(layer, side), *memory)
-                binding.bind_output(present_name(layer, side), *memory)
+        for buffer, array in zip(self._buffers, self._arrays, strict=True):
+            view = array[first:last]
+            memory = ("cpu", 0, view.dtype, view.shape, view.ctypes.data)
+            binding.bind_input(buffer.before, *memory)
+            binding.bind_output(buffer.after, *memory)
 
     def write(self, slot: int, cache: Sequence[tuple[NDArray[np.generic], NDArray[np.generic]]]) -> None:
         """Put keys and values by layer, `[kv_heads, length, head_dim]`, at the slot's first positions."""
-        for (key, value), (new_key, new_value) in zip(self._buffers, cache, strict=True):
-            key[slot, :, : new_key.shape[1]] = new_key
-            value[slot, :, : new_value.shape[1]] = new_value
+        self.restore(slot, [side for layer in cache for side in layer], cache[0][0].shape[1] if cache else 0)
 
     def read(self, slot: int, length: int) -> list[tuple[NDArray[Any], NDArray[Any]]]:
         """Copies of a slot's first `length` keys and values by layer, `[kv_heads, length, head_dim]`."""
-        return [(key[slot, :, :length].copy(), value[slot, :, :length].copy()) for key, value in self._buffers]
+        sides = self.save(slot, length)
+        return list(zip(sides[0::2], sides[1::2], strict=True))
 
     def copy(self, source: int, target: int, length: int) -> None:
         """Write a slot's first `length` positions into another slot."""
-        for buffer in self._sides():
-            buffer[target, :, :length] = buffer[source, :, :length]
+        for to, of in zip(self._held(target, length), self._held(source, length), strict=True):
+            to[...] = of
 
-    def save(self, slot: int, length: int) -> list[NDArray[np.generic]]:
-        """Copies of a slot's first `length` positions by layer and side, `[kv_heads, length, head_dim]`."""
-        return [buffer[slot, :, :length].copy() for buffer in self._sides()]
+    def save(self, slot: int, length: int) -> list[NDArray[Any]]:
+        """Copies of a slot's first `length` positions, buffer by buffer: `[kv_heads, length, head_dim]` of keys."""
+        return [part.copy() for part in self._held(slot, length)]
 
     def restore(self, slot: int, saved: Sequence[NDArray[np.generic]], length: int) -> None:
         """Write the first `length` positions of what was saved into a slot."""
-        for buffer, kept in zip(self._sides(), saved, strict=True):
-            buffer[slot, :, :length] = kept[:, :length]
+        for to, buffer, kept in zip(self._held(slot, length), self._buffers, saved, strict=True):
+            to[...] = kept[_positions(buffer, slice(length))]
 
     def release(self, slot: int, length: int) -> None:
         """Give the memory of a slot's positions from `length` on back to the system, whole pages of it."""
-        for buffer in self._sides():
+        for buffer, array in zip(self._buffers, self._arrays, strict=True):
             if length == 0:
-                _discard(buffer[slot])  # the heads lie side by side
-            else:
-                for rows in buffer[slot, :, length:]:
-                    _discard(rows)
+                _discard(array[slot])  # all of a slot lies side by side
+            elif MAX_LENGTH in buffer.axes:
+                rest = array[slot][_positions(buffer, slice(length, None))]
+                along = buffer.axes.index(MAX_LENGTH)
+                for place in np.ndindex(rest.shape[:along]):
+                    _discard(rest[place])
 
-    def _sides(self) -> Iterator[NDArray[np.generic]]:
-        """The buffers, layer by layer, keys before values."""
-        for sides in self._buffers:
-            yield from sides
+    def _held(self, slot: int, length: int) -> Iterator[NDArray[Any]]:
+        """Views of a slot's first `length` positions, buffer by buffer; of a state, all of it."""
+        for buffer, array in zip(self._buffers, self._arrays, strict=True):
+            yield array[slot][_positions(buffer, slice(length))]
+
+
+def _positions(buffer: CacheBuffer, positions: slice) -> tuple[slice, ...]:
+    """An index of one slot's array: these positions, where it has positions, and all of every other axis."""
+    return tuple(positions if axis == MAX_LENGTH else slice(None) for axis in buffer.axes)
 
 
 def zeros(shape: tuple[int, ...], dtype: type[np.generic]) -> NDArray[Any]:

@@ -9,6 +9,7 @@ import numpy as np
 import onnxruntime as ort
 from numpy.typing import NDArray
 
+from bento_kv.contract.cache import KvSpec
 from bento_kv.contract.graph_io import (
     GATHER_INDEX,
     GROUP_BIAS,
@@ -24,8 +25,9 @@ from bento_kv.contract.graph_io import (
     TensorSpec,
     past_name,
 )
-from bento_kv.contract.manifest import LayerGeometry, spare_positions
+from bento_kv.contract.manifest import padding_positions
 from bento_kv.contract.plan import StepRow
+from bento_kv.contract.precision import CACHE_ELEMENTS
 from bento_kv.errors import DecoderError, first_line
 from bento_kv.runtime.graph import Cache, GraphOutput, cache_length
 from bento_kv.runtime.kv_cache import InPlaceCache
@@ -100,7 +102,7 @@ class PackedGraph:
         inputs: as the session declares them.
 
     Raises:
-        DecoderError: its cache inputs do not say how many heads of which size they have.
+        DecoderError: its cache inputs do not say how many heads of which size they have, or are of another type than ours.
     """
 
     takes_mask = False
@@ -109,19 +111,20 @@ class PackedGraph:
 
     def __init__(self, session: ort.InferenceSession, inputs: Sequence[TensorSpec]) -> None:
         self._session = session
-        self._layers: list[LayerGeometry] = []
-        shapes = {spec.name: spec.shape for spec in inputs}
-        self._group = int(shapes[GROUP_BIAS][2]) if GROUP_BIAS in shapes else 1
-        while (shape := shapes.get(name := past_name(len(self._layers), "key"))) is not None:
-            heads, dim = (shape[1], shape[3]) if len(shape) == 4 else ("?", "?")
+        self._layers: list[KvSpec] = []
+        named = {spec.name: spec for spec in inputs}
+        self._group = int(named[GROUP_BIAS].shape[2]) if GROUP_BIAS in named else 1
+        while (spec := named.get(past_name(len(self._layers), "key"))) is not None:
+            heads, dim = (spec.shape[1], spec.shape[3]) if len(spec.shape) == 4 else ("?", "?")
             if not isinstance(heads, int) or not isinstance(dim, int):
-                raise DecoderError(f"{name} {list(shape)} does not say its heads and their size")
-            self._layers.append(LayerGeometry(kv_heads=heads, head_dim=dim))
+                raise DecoderError(f"{spec.name} {list(spec.shape)} does not say its heads and their size")
+            self._layers.append(KvSpec(kv_heads=heads, head_dim=dim))
+        self._element = _element(named[past_name(0, "key")]) if self._layers else np.float32
 
     def empty_cache(self, rows: int) -> Cache:
         """A past of length 0: `[rows, kv_heads, 0, head_dim]` by layer and side."""
         shapes = [(rows, layer.kv_heads, 0, layer.head_dim) for layer in self._layers]
-        return [(np.zeros(shape, np.float32), np.zeros(shape, np.float32)) for shape in shapes]
+        return [(np.zeros(shape, self._element), np.zeros(shape, self._element)) for shape in shapes]
 
     def run(
         self,
@@ -135,7 +138,7 @@ class PackedGraph:
         rows, tokens = ids.shape
         held = cache_length(past)
         queries = tokens + tokens % 2
-        cache = InPlaceCache(self._layers, rows, held + tokens, spare=spare_positions(self._group))
+        cache = InPlaceCache(self._layers, rows, held + tokens, self._element, padding=padding_positions(self._group))
         for row in range(rows):
             cache.write(row, [(key[row], value[row]) for key, value in past])
         plan = [StepRow(row, ids[row].tolist(), held, tokens) for row in range(rows)]
@@ -166,3 +169,11 @@ class PackedGraph:
             for layer in range(len(self._layers))
         ]
         return GraphOutput(logits.reshape(rows, tokens, -1), stacked)
+
+
+def _element(spec: TensorSpec) -> type[np.generic]:
+    """What the graph keeps keys and values as: the stored numbers are what goes in and comes out."""
+    for element in CACHE_ELEMENTS.values():
+        if element.dtype == spec.dtype:
+            return element.numpy
+    raise DecoderError(f"{spec.name} is {spec.dtype}, not one of {', '.join(e.dtype for e in CACHE_ELEMENTS.values())}")

@@ -198,3 +198,11 @@ def test_defaults_that_cannot_be_read(tiny_decoder: Path) -> None:
     (tiny_decoder / "generation_config.json").write_text("{")
     with pytest.raises(ManifestError, match=r"generation_config\.json cannot be read"):
         read_defaults(tiny_decoder, Manifest.read(tiny_decoder))
+
+
+def test_execution_providers_reach_the_runtime(tiny_decoder: Path) -> None:
+    with pytest.raises(DecoderError, match="NoSuchProvider is not in the installed onnxruntime"):
+        OnnxDecoderRunnable(tiny_decoder, EngineConfig(slots=2), providers=["NoSuchProvider"])
+    runnable = OnnxDecoderRunnable(tiny_decoder, EngineConfig(slots=2), providers=["CPUExecutionProvider"])
+    assert _read(runnable, [5], max_tokens=1)
+    runnable.close()

@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from transformers import AutoModelForCausalLM
 
-from bento_kv.contract.manifest import LayerGeometry
+from bento_kv.contract.cache import KvSpec
 from bento_kv.contract.plan import StepRow
 from bento_kv.export import attention
 from bento_kv.export.graph import clean_up
@@ -67,9 +67,9 @@ def logits(model: ir.Model) -> NDArray[np.float32]:
     """Of a prompt, a chunk behind it and a token of another row, all in a second step, and of both rows' first one."""
     session = ort.InferenceSession(ir.to_proto(model).SerializeToString(), providers=["CPUExecutionProvider"])
     shapes = {each.name: each.shape for each in session.get_inputs()}
-    layers: list[LayerGeometry] = []
+    layers: list[KvSpec] = []
     while (shape := shapes.get(f"past_key_values.{len(layers)}.key")) is not None:
-        layers.append(LayerGeometry(kv_heads=shape[1], head_dim=shape[3]))
+        layers.append(KvSpec(kv_heads=shape[1], head_dim=shape[3]))
     kv = InPlaceCache(layers, 2, LENGTH)
     ids = np.random.default_rng(4).integers(0, 200, 20).tolist()
     found = []

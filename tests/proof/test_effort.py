@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from bento_kv.contract.manifest import LayerGeometry, Manifest, Source, TokenIds
+from bento_kv.contract.cache import KvSpec
+from bento_kv.contract.manifest import Manifest, Source, TokenIds
 from bento_kv.proof.effort import LEAST_TEXTS, LEAST_WALKS, SEQUENCE, SHORT, WALKS, Effort
 from bento_kv.proof.exactness import SMALL, _without_ones, split_walks
 from bento_kv.proof.passages import CONVERSATIONS, PASSAGES
@@ -22,7 +23,7 @@ def _manifest(max_length: int) -> Manifest:
         ir_version=10,
         inputs=(),
         outputs=(),
-        layers=(LayerGeometry(kv_heads=3, head_dim=64),),
+        layers=(KvSpec(kv_heads=3, head_dim=64),),
         vocab_size=100,
         max_length=max_length,
         token_ids=TokenIds(bos=None, eos=(), pad=None),

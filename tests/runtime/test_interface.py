@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from bento_kv.contract.graph_io import TensorSpec
+from bento_kv.contract.graph_io import STEP_INPUTS, TensorSpec
 from bento_kv.errors import DecoderError
 from bento_kv.runtime.interface import Interface, recognize
 
@@ -116,3 +116,13 @@ def test_what_is_no_decoder_is_refused() -> None:
         recognize([_spec("pixels", "b", 3, 224, 224)], [LOGITS])
     with pytest.raises(DecoderError, match="no logits"):
         recognize([IDS], [_spec("embedding", "b", 3, 4, 5)])
+
+
+def test_only_our_own_layout_may_keep_its_cache_as_integers() -> None:
+    past = _spec("past_key_values.0.key", "rows", 2, "max_length", 16, dtype="int8")
+    present = past.model_copy(update={"name": "present.0.key"})
+    logits = _spec("logits", "logit_rows", 32)
+    packed = recognize((*STEP_INPUTS, past), [logits, present])
+    assert [pair.past for pair in packed.caches] == [past]
+    with pytest.raises(DecoderError, match="past_key_values"):
+        recognize([_spec("input_ids", "b", "s", dtype="int64"), past], [logits, present])

@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from bento_kv.contract.cache import KvSpec
 from bento_kv.contract.decoder import Decoder
-from bento_kv.contract.manifest import LayerGeometry
 from bento_kv.contract.plan import Exactness, StepPlan, StepRow
 from bento_kv.errors import DecoderError
 from bento_kv.runtime.decoder import OnnxDecoder
@@ -91,7 +91,7 @@ def _resident() -> int:
 
 def test_idle_slots_give_their_memory_back_and_their_neighbours_keep_theirs() -> None:
     length, heads, dim = 4096, 4, 64
-    cache = InPlaceCache([LayerGeometry(kv_heads=heads, head_dim=dim)] * 4, 3, length)
+    cache = InPlaceCache([KvSpec(kv_heads=heads, head_dim=dim)] * 4, 3, length)
     rng = np.random.default_rng(0)
     sides = [rng.standard_normal((heads, length, dim), np.float32) for _ in range(2)]
     for slot in range(3):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from bento_kv.contract.precision import PRECISIONS
+from bento_kv.contract.precision import CACHE_ELEMENTS, PRECISIONS, Precision, coarsest
 from bento_kv.contract.reference import NumericReference
 from bento_kv.doctor.export.appended import check_lengths, check_present
 from bento_kv.doctor.export.declared import check_declared
@@ -128,14 +128,20 @@ class _Examination:
         self._findings += [finding for finding in found if finding.id not in known]
         return acceptance
 
+    @property
+    def _precision(self) -> Precision:
+        """Of weights and cache, the one that decides how close results can come to others."""
+        interface = self._opened.interface
+        stored = {pair.past.dtype for pair in interface.caches if pair.past} if interface else set()
+        weights = precision(self._opened.models[-1])
+        return coarsest(weights, "int8") if CACHE_ELEMENTS["int8"].dtype in stored else weights
+
     def probe(self, graph: CachedGraph, acceptance: Acceptance) -> Probe:
         """The graph, and tokens to run it on."""
         if acceptance.one_token_steps and not self._opened.one_token_steps:
             self._notes.append("behind a past the graph takes one token at a time: no chunked prefill, no speculation")
         chunk = not (self._opened.one_token_steps or acceptance.one_token_steps)
-        probe = Probe(
-            graph, self._vocab_size, PRECISIONS[precision(self._opened.models[-1])].self_consistency, chunk=chunk
-        )
+        probe = Probe(graph, self._vocab_size, PRECISIONS[self._precision].self_consistency, chunk=chunk)
         self._tried = True
         return probe
 
@@ -167,7 +173,7 @@ class _Examination:
 
     def reference(self, probe: Probe, reference: NumericReference) -> None:
         """The decoder against the model that it was exported from."""
-        error, wrong = check_reference(probe, reference, precision(self._opened.models[-1]))
+        error, wrong = check_reference(probe, reference, self._precision)
         self._measurements = self._measurements.model_copy(update={"reference": error})
         self._findings += wrong
 

@@ -64,7 +64,8 @@ def _serving(graph: CachedGraph, vocab_size: int, in_place: Path | None) -> Deco
     if in_place is None:
         return GrowingDecoder(graph, slots=1, max_length=PROMPT + STEPS, vocab_size=vocab_size)
     length = min(Manifest.read(in_place).max_length, 4 * (PROMPT + STEPS))
-    return OnnxDecoder(in_place, slots=2, max_length=length)
+    # In mode `full` one graph computes everything: the one that is driven here, too. Another for prompts has other weights.
+    return OnnxDecoder(in_place, slots=2, max_length=length, exact="full")
 
 
 def _traced(
