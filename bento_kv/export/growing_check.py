@@ -89,10 +89,10 @@ def check_growing(file: Path, model: Any, layers: Sequence[Geometry], names: IoN
     logits = _run_chunks(session, names, layers, ids, mask.astype(np.int64), chunks)
     for row, start in enumerate(starts):
         expected = model(input_ids=torch.from_numpy(ids[row : row + 1, start:]), use_cache=False).logits[0].numpy()
-        error = float(np.abs(logits[row, start:] - expected).max() / np.abs(expected).max())
-        if not error <= _CHECK_LIMIT:
+        deviation = float(np.abs(logits[row, start:] - expected).max() / np.abs(expected).max())
+        if not deviation <= _CHECK_LIMIT:
             raise ExportError(
-                f"{model_type}: the exported graph's logits differ from the model's by {error:.1e} of the largest; "
+                f"{model_type}: the exported graph's logits differ from the model's by {deviation:.1e} of the largest; "
                 "its code does not trace to a graph that is right for all sizes"
             )
 

@@ -28,7 +28,7 @@ def test_exported_decoder_is_proven(architecture: str) -> None:
     # Heads are grouped where they share keys, unless windows slide.
     grouped = "num_key_value_heads" in CONFIGS[architecture] and not windows
     assert (manifest.group, manifest.passes["group_queries"]) == ((2, 2) if grouped else (1, 0))
-    assert manifest.spare == 1
+    assert manifest.padding == 1
 
 
 @pytest.mark.parametrize(

@@ -95,7 +95,7 @@ def test_the_checks_of_both_laws_can_fail(demo_decoder: Path) -> None:
     def leaking(plan: StepPlan) -> np.ndarray:
         logits = right(plan)
         if len(plan.rows) > 1:
-            key, _ = decoder.cache._buffers[0]
+            key = decoder.cache._arrays[0]
             key[plan.rows[0].slot, 0, 0, 0] += 1e-3
         return logits
 

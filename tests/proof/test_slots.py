@@ -50,7 +50,7 @@ def test_a_last_position_that_reaches_into_the_next_slot_is_seen_where_slots_are
         logits = right(plan)
         for row in plan.rows:
             if row.start + len(row.tokens) == decoder.max_length and row.slot + 1 < decoder.slots:
-                decoder.cache._buffers[1][0][row.slot + 1, 0, 0, 0] += 1e-3
+                decoder.cache._arrays[2][row.slot + 1, 0, 0, 0] += 1e-3
         return logits
 
     decoder.step = leaking  # type: ignore[method-assign,assignment]
@@ -67,7 +67,7 @@ def test_a_loop_that_keeps_what_it_should_take_back_is_seen_where_slots_are_rewo
 
     def keeping(plan: StepPlan) -> NDArray[np.float32]:
         stale = [(r.slot, r.start) for r in plan.rows if 0 < r.start < written[r.slot]]
-        key = decoder.cache._buffers[0][0]
+        key = decoder.cache._arrays[0]
         before = [key[slot, :, at].copy() for slot, at in stale]
         logits = right(plan)
         for (slot, at), old in zip(stale, before, strict=True):
