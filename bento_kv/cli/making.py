@@ -39,6 +39,11 @@ from bento_kv.contract.precision import CACHE_ELEMENTS, EXPORTED
     default=None,
     help="int8, and int4's columns: use 7 of 8 bits, faster without VNNI [--reduce-range for int4].",
 )
+@click.option(
+    "--rotate/--no-rotate",
+    default=None,
+    help="int8, int4: spread the few large channels of activations over all [--rotate for int8].",
+)
 @click.option("--max-length", type=int, help="Positions of a slot; the model's own limit unless set.")
 @click.option("--opset", type=int, help="ONNX opset of the graph.")
 @click.option("--force", is_flag=True, help="Replace the decoder that is there.")
@@ -49,7 +54,9 @@ def export(source: str, directory: Path, force: bool, as_json: bool, **options: 
     from bento_kv.export.graph.quantized import Quantization
 
     given = {name: value for name, value in options.items() if value is not None}
-    how: dict[str, Any] = {name: given.pop(name) for name in ("method", "edge_layers", "reduce_range") if name in given}
+    how: dict[str, Any] = {
+        name: given.pop(name) for name in ("method", "edge_layers", "reduce_range", "rotate") if name in given
+    }
     how |= {name: int(given.pop(name)) for name in ("block_size", "head_bits") if name in given}
     if given.pop("asymmetric", False):
         how["symmetric"] = False

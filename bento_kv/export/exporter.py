@@ -20,6 +20,7 @@ from bento_kv.contract.files import DATA_FILE, MANIFEST_FILE, hash_files
 from bento_kv.contract.graph_io import TensorSpec
 from bento_kv.contract.manifest import Manifest, Source, padding_positions
 from bento_kv.contract.precision import CACHE_ELEMENTS, EXPORTED, KvCache, Precision
+from bento_kv.contract.rotation import Rotated
 from bento_kv.contract.versions import versions_of
 from bento_kv.errors import ExportError
 from bento_kv.export.forms import FORMS, chosen, quantized
@@ -62,7 +63,7 @@ def export(
         directory: where to; it appears when it is complete.
         precision: of the weights: `fp32`; `int8`, one graph, which computes fastest for many rows; `int4`, a graph of
             int4 weights that reads the least for few rows, and one of int8 weights for prompts.
-        quantization: how `int4` stores its weights; `int8` has the choice of `reduce_range` alone, False unless set.
+        quantization: how `int4` stores its weights; `int8` has the choice of `reduce_range` and `rotate` alone.
         kv_cache: element type of the cache, `fp32` or `int8`: a quarter of the memory, less to read when decoding, more
             to compute in prompts.
         max_length: positions of a slot; the model's own limit unless set.
@@ -107,7 +108,8 @@ def export(
             versions=versions_of(_PACKAGES),
             passes=made.passes,
             weights=made.weights,
-            reduce_range=bool(made.weights) and how.reduce_range,
+            rotations=made.rotations,
+            reduce_range=bool(made.weights) and bool(how.reduce_range),
             created=datetime.now(UTC).isoformat(timespec="seconds"),
         )
         record.write(staging)
@@ -147,6 +149,7 @@ class _Made:
     graphs: dict[str, ir.Model]
     weights: dict[str, tuple[str, ...]]
     passes: dict[str, int]
+    rotations: dict[str, Rotated]
 
 
 def _graphs(
@@ -164,8 +167,8 @@ def _graphs(
     graph = to_onnx(model, facts.layers, opset, facts.rotations)
     # Only what is quantized has to be found again.
     sought = model.named_parameters() if precision in FORMS else ()
-    origins = Origins({name: each.detach().numpy() for name, each in sought if each.ndim == 2})
-    passes = optimize(graph, length, length + padding_positions(facts.group), origins)
+    origins = Origins({name: each.detach().numpy() for name, each in sought if each.ndim <= 2})
+    passes = optimize(graph, length, length + padding_positions(facts.group), origins, rotate=bool(how.rotate))
     if kv_cache == "int8":
         progress("finding the ranges of keys and values")
         quantize_cache(graph, cache_scales(model, read.tokenizer, length))
@@ -173,7 +176,7 @@ def _graphs(
     for each in graphs.values():
         passes["group_queries"] = group_queries(each)
         clean_up(each)
-    return _Made(graphs, weights, passes)
+    return _Made(graphs, weights, passes, origins.rotations_of(weights.values()))
 
 
 def _check_opset(opset: int) -> None:

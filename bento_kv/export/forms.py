@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import onnx_ir as ir
 
@@ -49,8 +49,8 @@ def _in_blocks(graph: ir.Model, weights: Weights, how: Quantization) -> dict[str
 
 
 FORMS: Mapping[Precision, Form] = {
-    "int8": Form(Quantization(reduce_range=False), frozenset({"reduce_range"}), _in_columns),
-    "int4": Form(Quantization(), _EVERYTHING, _in_blocks),
+    "int8": Form(Quantization(reduce_range=False, rotate=True), frozenset({"reduce_range", "rotate"}), _in_columns),
+    "int4": Form(Quantization(reduce_range=True, rotate=False), _EVERYTHING, _in_blocks),
 }
 
 
@@ -66,7 +66,8 @@ def chosen(precision: Precision, asked: Quantization | None) -> Quantization:
     usual = Quantization()
     changed = {name for name in _EVERYTHING if getattr(asked, name) != getattr(usual, name)}
     if form and changed <= form.choices:
-        return asked
+        left_open = {name: getattr(form.default, name) for name in _EVERYTHING if getattr(asked, name) is None}
+        return replace(asked, **left_open)
     free = ", ".join(name for name, each in FORMS.items() if each.choices == _EVERYTHING)
     but = f", where {', '.join(sorted(form.choices))} alone can" if form else ""
     raise ExportError(f"how weights are quantized can be chosen for precision {free}, not for {precision}{but}")

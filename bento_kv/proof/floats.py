@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
 from bento_kv.contract.reference import WeightReference
+from bento_kv.contract.rotation import Rotated
 from bento_kv.errors import VerificationError
 
 TWIN_DATA = "twin.onnx.data"
@@ -26,8 +27,16 @@ class NotReducible(Exception):
 class FloatWeights:
     """The reference's weights as the twin's initializers, in one file for all graphs; each is written once."""
 
-    def __init__(self, sources: Mapping[str, Sequence[str]], reference: WeightReference, data: IO[bytes]) -> None:
+    def __init__(
+        self,
+        sources: Mapping[str, Sequence[str]],
+        rotations: Mapping[str, Rotated],
+        reference: WeightReference,
+        data: IO[bytes],
+    ) -> None:
         self._sources = sources
+        self._rotations = rotations
+        self._last: tuple[str, NDArray[np.float32]] | None = None
         self._reference = reference
         self._data = data
         self._stored: dict[str, TensorProto] = {}
@@ -48,8 +57,18 @@ class FloatWeights:
         """Outputs of a parameter: all of it, or some as `name[first:last]`."""
         match = _PIECE.fullmatch(source)
         if match is None:
-            return self._reference.weight(source)
-        return self._reference.weight(match["name"])[int(match["first"]) : int(match["last"])]
+            return self._parameter(source)
+        return self._parameter(match["name"])[int(match["first"]) : int(match["last"])]
+
+    def _parameter(self, name: str) -> NDArray[np.float32]:
+        """A parameter of the reference, `[N, K]`, rotated if the manifest says so; the last one is kept, as pieces follow."""
+        how = self._rotations.get(name)
+        if how is None:
+            return self._reference.weight(name)
+        if self._last is None or self._last[0] != name:
+            gain = None if how.gain is None else self._reference.weight(how.gain)
+            self._last = name, how.apply(self._reference.weight(how.parameter), gain)
+        return self._last[1]
 
     def store(self, name: str, array: NDArray[np.generic]) -> TensorProto:
         """An initializer of that name with the array behind it; the same one if there is one already."""

@@ -82,7 +82,7 @@ def make_twin(directory: Path, manifest: Manifest, reference: WeightReference, t
     errors = WeightErrors()
     try:
         with (target / TWIN_DATA).open("wb") as data:
-            floats = FloatWeights(manifest.weights, reference, data)
+            floats = FloatWeights(manifest.weights, manifest.rotations, reference, data)
             prints = [
                 _Graph(directory, name, manifest, floats, errors).write(target / name) for name in manifest.graphs
             ]
@@ -102,6 +102,7 @@ def make_twin(directory: Path, manifest: Manifest, reference: WeightReference, t
             "precision": "fp32",
             "kv_cache": "fp32",
             "weights": {},
+            "rotations": {},
             "inputs": tuple(_with_float_cache(spec) for spec in manifest.inputs),
             "outputs": tuple(_with_float_cache(spec) for spec in manifest.outputs),
             "files": {name: sha256(target / name) for name in manifest.graphs},

@@ -36,7 +36,7 @@ def test_the_directory_has_what_the_contract_names(tiny_decoder: Path) -> None:
     assert manifest["schema"] == "bento_kv.manifest/1"
     assert manifest["layout"] == "in-place"
     assert manifest["token_ids"] == {"bos": 256, "eos": [257], "pad": 258}
-    assert manifest["layers"] == [{"kv_heads": 2, "head_dim": 16}] * 2
+    assert manifest["layers"] == [{"kind": "kv", "kv_heads": 2, "head_dim": 16}] * 2
     past = next(spec for spec in manifest["inputs"] if spec["name"] == "past_key_values.1.value")
     assert past == {"name": "past_key_values.1.value", "dtype": "float", "shape": ["rows", 2, "max_length", 16]}
     record = json.loads((tiny_decoder / "verification.json").read_text())

@@ -74,11 +74,18 @@ def test_every_linear_layer_is_quantized_and_known_by_its_parameters(decoder: Pa
         assert manifest.weights == {}
         return
     qkv = [f"model.layers.0.self_attn.{side}_proj.weight" for side in "qkv"]
-    assert tuple(qkv) in manifest.weights.values()
-    assert len(manifest.weights) == 2 * 5 + 1  # qkv, o, gate, up, down of two layers, and the head
+    rotations = manifest.rotations
+    known = [
+        tuple(rotations[p].parameter if p in rotations else p for p in parts) for parts in manifest.weights.values()
+    ]
+    assert tuple(qkv) in known
+    # qkv, o, gate, up, down of two layers, and the head; rotated, the embedding is not the head any more.
+    assert len(known) == 2 * 5 + 1 + bool(rotations)
     for name in manifest.graphs:
         graph = onnx.load(decoder / name, load_external_data=False).graph
-        assert not [node.name for node in graph.node if node.op_type == "MatMul"]
+        floats = [node.name for node in graph.node if node.op_type == "MatMul"]
+        assert all(name.endswith("/spread") for name in floats)
+        assert bool(floats) == bool(rotations)
 
 
 @pytest.mark.parametrize("head_bits", [4, 8])

@@ -8,6 +8,10 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+# What tells that a weight chooses experts, and how soon it follows.
+_CHOICE = "TopK"
+_HOPS = 4
+
 
 def input_named(model: ir.Model, name: str) -> ir.Value:
     """The graph's input of that name."""
@@ -65,3 +69,13 @@ def attribute(node: ir.Node, name: str, default: Any) -> Any:
     """An attribute's value, or what holds where it is not given."""
     found = node.attributes.get(name)
     return default if found is None else found.value
+
+
+def chooses(node: ir.Node) -> bool:
+    """Whether a choice of the largest follows soon: the weight decides too much, then, for what it weighs."""
+    frontier = [node]
+    for _ in range(_HOPS):
+        frontier = [usage.node for each in frontier for output in each.outputs for usage in output.uses()]
+        if any(each.op_type == _CHOICE for each in frontier):
+            return True
+    return False

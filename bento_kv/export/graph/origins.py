@@ -6,10 +6,12 @@ compares each with what it was made from, so the manifest has to say what that i
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
+
+from bento_kv.contract.rotation import Rotated
 
 Key = tuple[tuple[int, ...], float, float]
 
@@ -18,11 +20,17 @@ class Origins:
     """Finds parameters by content.
 
     Args:
-        parameters: matrices of the torch model by name.
+        parameters: matrices and vectors of the torch model by name.
+
+    Attributes:
+        rotations: how weights that were rotated follow from parameters, by the name that stands for them in the pieces.
     """
 
     def __init__(self, parameters: Mapping[str, NDArray[np.float32]]) -> None:
-        self._parameters = parameters
+        self._parameters = {name: array for name, array in parameters.items() if array.ndim == 2}
+        self._vectors = {name: array for name, array in parameters.items() if array.ndim == 1}
+        parameters = self._parameters
+        self.rotations: dict[str, Rotated] = {}
         self._names: dict[Key, list[str]] = {}
         for name, array in parameters.items():
             self._names.setdefault(_key(array), []).append(name)
@@ -37,6 +45,32 @@ class Origins:
             return self._merged[name]
         found = self._find(weight)
         return None if found is None else (found,)
+
+    def rotated(self, name: str, weight: NDArray[np.float32]) -> Rotated | None:
+        """How a whole weight follows from a parameter; None if that is not known."""
+        found = self.of(name, weight)
+        if found is None or len(found) > 1 or found[0].endswith("]"):
+            return None
+        return self.rotations.get(found[0]) or Rotated(parameter=found[0])
+
+    def know(self, name: str, weight: NDArray[np.float32], how: Rotated) -> None:
+        """Note what a rotated weight `[K, N]`, or a table, was made of; from here on it is found under `name`."""
+        self.rotations[name] = how
+        self._parameters[name] = weight
+        self._names.setdefault(_key(weight), []).append(name)
+
+    def rotations_of(self, weights: Iterable[tuple[str, ...]]) -> dict[str, Rotated]:
+        """Those rotations that the pieces of some weights speak of."""
+        named = {piece.partition("[")[0] for pieces in weights for piece in pieces}
+        return {name: how for name, how in self.rotations.items() if name in named}
+
+    def gain(self, values: NDArray[np.float32]) -> tuple[str, float] | None:
+        """The vector that a norm's gain is, and what is added to it."""
+        for offset in (0.0, 1.0):
+            for name, vector in self._vectors.items():
+                if vector.shape == values.shape and np.array_equal(vector + np.float32(offset), values):
+                    return name, offset
+        return None
 
     def merge(self, name: str, weights: Sequence[NDArray[np.float32]], order: NDArray[np.int64]) -> None:
         """Note that a weight has the columns of others, laid side by side, in another order."""

@@ -15,13 +15,10 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from bento_kv.export.graph.nodes import array_of, constant, only_user, stand_in
+from bento_kv.export.graph.nodes import array_of, chooses, constant, only_user, stand_in
 from bento_kv.export.graph.origins import Origins
 from bento_kv.export.quantize import Method, quantize_blocks, quantize_columns
 
-# A weight that chooses experts decides too much for what it weighs; it is told by what follows.
-_CHOICE = "TopK"
-_HOPS = 4
 _LEAST_WIDTH = 32
 _LEAST_BLOCK = 16
 INT8_ACTIVATIONS = 4  # MatMulNBits' accuracy_level
@@ -41,7 +38,10 @@ class Quantization:
             blocks.
         edge_layers: so many of the first layers, and of the last, keep 8 bits, in columns: where a model is hurt most.
         reduce_range: columns use 7 of their 8 bits. On processors without VNNI their products are faster then, and weights
-            need not be converted when a graph is opened; nothing to `int4` blocks, and coarser only than 8 bits.
+            need not be converted when a graph is opened; nothing to `int4` blocks, and coarser only than 8 bits. Unless
+            set, as the precision needs it: `int4` does, `int8` does not.
+        rotate: spread the few large channels of activations over all, see `graph.rotation`; unless set, `int8` does, whose
+            activations share a scale a token, and `int4` does not, whose activations have a scale a block.
     """
 
     bits: int = 4
@@ -50,7 +50,8 @@ class Quantization:
     method: Method = "search"
     head_bits: int = 8
     edge_layers: int = 0
-    reduce_range: bool = True
+    reduce_range: bool | None = None
+    rotate: bool | None = None
 
 
 @dataclass(slots=True)
@@ -60,11 +61,14 @@ class Weights:
     Attributes:
         origins: of each by name, as the manifest records them.
         head: name of the weight that makes the logits, if it is among them.
+        tables: tables of embeddings that are not the head's weights: what each consists of; `floats` has them `[hidden,
+            vocab_size]`.
     """
 
     floats: dict[str, NDArray[np.float32]]  # [K, N]
     origins: dict[str, tuple[str, ...]]
     head: str | None
+    tables: dict[str, tuple[str, ...]] = field(default_factory=dict)
     _stored: dict[tuple[str, str], dict[str, NDArray[np.generic]]] = field(default_factory=dict)
 
     @classmethod
@@ -75,7 +79,7 @@ class Weights:
         for node in _matmuls(model):
             value = node.inputs[1]
             array = array_of(value)
-            if value is None or array is None or min(array.shape) < _LEAST_WIDTH or _chooses(node):
+            if value is None or array is None or min(array.shape) < _LEAST_WIDTH or chooses(node):
                 continue
             name = str(value.name)
             if name not in floats and (parts := origins.of(name, array)) is not None:
@@ -84,7 +88,21 @@ class Weights:
                 floats[name], known[name] = array, parts
             if node is last and name in floats:
                 head = name
-        return cls(floats, known, head)
+        found = cls(floats, known, head)
+        for node in _lookups(model):
+            table = array_of(node.inputs[0])
+            name = str(node.inputs[0].name) if node.inputs[0] is not None else ""
+            parts = None if table is None else origins.of(name, table)
+            if table is not None and parts is not None and not found.is_head(table):
+                found.tables[name], found.floats[name] = parts, table.T
+        return found
+
+    def is_head(self, table: NDArray[np.float32]) -> bool:
+        """Whether a table of embeddings `[vocab_size, hidden]` is the head's weights."""
+        if self.head is None:
+            return False
+        head = self.floats[self.head]  # [hidden, vocab_size]
+        return table.shape == head.shape[::-1] and np.array_equal(table.T, head)
 
     def at_edges(self, layers: int) -> set[str]:
         """Names of the weights in so many of the first layers, and of the last."""
@@ -153,16 +171,6 @@ def _name(node: ir.Node) -> str:
 def _last_matmul(model: ir.Model) -> ir.Node | None:
     nodes = _matmuls(model)
     return nodes[-1] if nodes else None
-
-
-def _chooses(node: ir.Node) -> bool:
-    """Whether a choice of the largest follows soon."""
-    frontier = [node]
-    for _ in range(_HOPS):
-        frontier = [usage.node for each in frontier for output in each.outputs for usage in output.uses()]
-        if any(each.op_type == _CHOICE for each in frontier):
-            return True
-    return False
 
 
 def _initializer(model: ir.Model, name: str, array: NDArray[np.generic]) -> ir.Value:
@@ -241,7 +249,7 @@ def _stored_columns(weights: Weights, name: str, how: Quantization) -> dict[str,
 
 
 def _columns(floats: NDArray[np.float32], how: Quantization) -> dict[str, NDArray[np.generic]]:
-    made = quantize_columns(np.ascontiguousarray(floats.T), reduce_range=how.reduce_range)
+    made = quantize_columns(np.ascontiguousarray(floats.T), reduce_range=bool(how.reduce_range))
     return {"q8": np.ascontiguousarray(made.values.T), "column_scales": made.scales}
 
 
@@ -304,23 +312,35 @@ def _embed(model: ir.Model, weights: Weights, how: Quantization) -> None:
         _embed_from_blocks(model, weights, how)
 
 
-def _embeddings(model: ir.Model, weights: Weights) -> list[ir.Node]:
-    """The nodes that look tokens up in the head's own weights, where they are tied."""
-    if weights.head is None:
-        return []
-    head = weights.floats[weights.head]  # [hidden, vocab_size]
+def _lookups(model: ir.Model) -> list[ir.Node]:
+    """The nodes that look tokens up in a table of floats."""
     found = []
     for node in model.graph:
-        array = array_of(node.inputs[0]) if node.op_type == "Gather" else None
-        if array is not None and array.shape == head.shape[::-1] and np.array_equal(array.T, head):
+        table = array_of(node.inputs[0]) if node.op_type == "Gather" else None
+        if table is not None and table.ndim == 2 and table.dtype == np.float32 and min(table.shape) >= _LEAST_WIDTH:
             found.append(node)
+    return found
+
+
+def _embeddings(model: ir.Model, weights: Weights) -> list[tuple[ir.Node, str]]:
+    """The nodes that look tokens up, with the weight that they look in: the head, where they are tied, or a table."""
+    found = []
+    for node in _lookups(model):
+        table, value = array_of(node.inputs[0]), node.inputs[0]
+        assert table is not None
+        assert value is not None
+        if weights.is_head(table):
+            found.append((node, str(weights.head)))
+        elif value.name in weights.tables:
+            found.append((node, str(value.name)))
     return found
 
 
 def _embed_from_blocks(model: ir.Model, weights: Weights, how: Quantization) -> None:
     """Look tokens up in the head's blocks (com.microsoft GatherBlockQuantized), unless they do not fill their rows."""
-    for node in _embeddings(model, weights):
-        name = str(weights.head)
+    for node, name in _embeddings(model, weights):
+        if name != weights.head:
+            continue
         size = _block_size(weights, name, how)
         if len(weights.floats[name]) % size:
             return
@@ -346,9 +366,10 @@ def _embed_from_blocks(model: ir.Model, weights: Weights, how: Quantization) -> 
 
 
 def _embed_from_columns(model: ir.Model, weights: Weights, how: Quantization) -> None:
-    """Look tokens up in the head's int8 weights, and scale them."""
-    for node in _embeddings(model, weights):
-        name = str(weights.head)
+    """Look tokens up in int8 weights, the head's where they are tied, and scale them."""
+    for node, name in _embeddings(model, weights):
+        if name in weights.tables:
+            weights.origins[name] = weights.tables[name]
         arrays = _stored_columns(weights, name, how)
         values, scales = (_initializer(model, f"{name}.{part}", array) for part, array in arrays.items())
         rows = ir.node("Gather", [values, node.inputs[1]], {"axis": 0}, name=f"{name}/rows")
