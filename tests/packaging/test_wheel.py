@@ -100,6 +100,6 @@ def test_with_doctor_it_diagnoses_and_mends(install: Installed, growing_file: Pa
 def test_with_export_it_exports_and_proves(install: Installed, tmp_path: Path) -> None:
     bin = install("export")
     run(bin, "bento-kv", "export", "demo", "-o", "decoder", folder=tmp_path)
-    assert "proven" in run(bin, "bento-kv", "verify", "decoder", folder=tmp_path).lower()
+    assert "Proof passed" in run(bin, "bento-kv", "verify", "decoder", folder=tmp_path)
     run(bin, "bento-kv", "save", "decoder", "demo", folder=tmp_path)
     assert ANSWER in run(bin, "bento-kv", "generate", "demo", QUESTION, folder=tmp_path)
