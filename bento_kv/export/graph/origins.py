@@ -29,10 +29,9 @@ class Origins:
     def __init__(self, parameters: Mapping[str, NDArray[np.float32]]) -> None:
         self._parameters = {name: array for name, array in parameters.items() if array.ndim == 2}
         self._vectors = {name: array for name, array in parameters.items() if array.ndim == 1}
-        parameters = self._parameters
         self.rotations: dict[str, Rotated] = {}
         self._names: dict[Key, list[str]] = {}
-        for name, array in parameters.items():
+        for name, array in self._parameters.items():
             self._names.setdefault(_key(array), []).append(name)
         self._merged: dict[str, tuple[str, ...]] = {}
 
@@ -43,6 +42,8 @@ class Origins:
         """
         if name in self._merged:
             return self._merged[name]
+        if name in self.rotations:  # noted under its own name: no need to compare contents
+            return (name,)
         found = self._find(weight)
         return None if found is None else (found,)
 
