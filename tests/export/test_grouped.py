@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Protocol
 
 import numpy as np
+import onnx
 import pytest
 from numpy.typing import NDArray
 
+from bento_kv.contract.files import MODEL_FILE
 from bento_kv.contract.manifest import Manifest
 from bento_kv.contract.plan import Exactness, StepPlan, StepRow
 from bento_kv.proof.parity import TorchReference
@@ -152,6 +154,12 @@ def test_a_fault_in_either_form_fails_the_proof(
     record = prove(directory, reference)
     failed = {check.id for check in (*record.export.checks, *record.loop.checks) if not check.passed}
     assert "cached-equals-uncached-full" in failed, render(record)
+
+
+@pytest.mark.parametrize("kv_cache", ["fp32", "int8"])
+def test_each_node_stands_behind_what_it_reads(kv_cache: str, exported: Exported) -> None:
+    """Also in a first layer, whose queries nothing else asks for before."""
+    onnx.checker.check_model(str(exported("llama", kv_cache=kv_cache) / MODEL_FILE))
 
 
 def test_the_bias_hides_the_copies_and_nothing_else() -> None:

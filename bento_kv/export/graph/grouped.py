@@ -186,7 +186,7 @@ def _two_forms(model: ir.Model, layer: _Attention, inputs: _Inputs, name: str) -
         name=name,
     )
     replaced = [(out, both.outputs[0]), *zip(presents, both.outputs[1:], strict=True)]
-    stand_in(model, layer.gather, [both], replaced)
+    stand_in(model, node, [both], replaced)
     for each in (layer.scatter, node, layer.gather):
         model.graph.remove(each, safe=True)
 
