@@ -65,6 +65,8 @@ def _differences(own: Interface, interface: Interface) -> Iterator[Change]:
     for mine, theirs in ((own.mask, interface.mask), (own.positions, interface.positions)):
         if theirs is not None and mine is None:
             yield Change("names", theirs.name, "is no input any more: the new export needs none")
+    if interface.keep is not None:
+        yield Change("names", interface.keep.name, "is no input any more: every token's logits are given")
     for zero in interface.zeros:
         yield Change("names", zero.name, "is no input any more: it was always zeros")
     if interface.mask is not None and len(interface.mask.shape) != 2:

@@ -13,20 +13,12 @@ from numpy.typing import NDArray
 
 from bento_kv.contract.graph_io import TensorSpec
 from bento_kv.errors import DecoderError, first_line
+from bento_kv.runtime.feeds import NUMPY, step_feeds
 from bento_kv.runtime.graph import Cache, GraphOutput, cache_length
 from bento_kv.runtime.interface import Axis, CachePair, Interface, Side, recognize
 from bento_kv.runtime.session import open_session
 
 FIRST, WITH_PAST, MERGED = "decoder_model.onnx", "decoder_with_past_model.onnx", "decoder_model_merged.onnx"
-# bfloat16 is no type of numpy's, which is what goes in and comes out here.
-_NUMPY = {
-    "float": np.float32,
-    "float16": np.float16,
-    "double": np.float64,
-    "int64": np.int64,
-    "int32": np.int32,
-    "bool": np.bool_,
-}
 _ORDER: tuple[Axis, ...] = ("rows", "heads", "time", "dim")
 
 
@@ -107,7 +99,7 @@ class GrowingGraph:
         self._heads_dim = heads_dim
         for part in self._parts:
             for spec in part.interface.fed:
-                if spec.dtype not in _NUMPY:
+                if spec.dtype not in NUMPY:
                     raise DecoderError(f"{spec.name} is {spec.dtype}, which cannot be fed from here")
 
     @classmethod
@@ -142,7 +134,7 @@ class GrowingGraph:
                     "config.json beside the graph that does; put the model's config.json there"
                 )
             heads, dim = heads or self._heads_dim[0], dim or self._heads_dim[1]
-        return np.zeros((rows, heads, 0, dim), _NUMPY[spec.dtype])
+        return np.zeros((rows, heads, 0, dim), NUMPY[spec.dtype])
 
     def _by_layer(self) -> list[list[CachePair]]:
         layers: dict[int, list[CachePair]] = {}
@@ -176,7 +168,7 @@ class GrowingGraph:
     ) -> tuple[dict[str, NDArray[np.generic]], dict[str, NDArray[np.generic]]]:
         """One step as the graph sees it: what went in and all that came out, in its own names and orders of axes."""
         part, held = self._part(past), cache_length(past)
-        feeds = _feeds(part.interface, ids, held, mask, positions)
+        feeds = step_feeds(part.interface, ids, held, mask, positions)
         if part.interface.has_past:
             feeds.update(_past_feeds(part.interface, past))
         names = [output.name for output in part.session.get_outputs()]
@@ -224,43 +216,6 @@ def genai_geometry(directory: Path) -> tuple[int, int] | None:
         return int(decoder["num_key_value_heads"]), int(decoder["head_size"])
     except (OSError, ValueError, TypeError, KeyError):
         return None
-
-
-def _feeds(
-    interface: Interface,
-    ids: NDArray[np.int64],
-    held: int,
-    mask: NDArray[np.int64] | None,
-    positions: NDArray[np.int64] | None,
-) -> dict[str, NDArray[np.generic]]:
-    """All inputs but the cache."""
-    rows, tokens = ids.shape
-    feeds: dict[str, NDArray[np.generic]] = {interface.ids.name: ids.astype(_NUMPY[interface.ids.dtype])}
-    if interface.mask is not None:
-        seen = np.ones((rows, held + tokens), np.int64) if mask is None else mask
-        feeds[interface.mask.name] = _as_mask(interface.mask, seen, tokens)
-    if interface.positions is not None:
-        own = np.broadcast_to(np.arange(held, held + tokens), (rows, tokens)) if positions is None else positions
-        own = own[0] if len(interface.positions.shape) == 1 else own
-        feeds[interface.positions.name] = np.ascontiguousarray(own, _NUMPY[interface.positions.dtype])
-    if interface.branch is not None:
-        feeds[interface.branch.name] = np.full([1] * len(interface.branch.shape), held > 0)
-    for spec in interface.zeros:
-        feeds[spec.name] = np.zeros((rows, tokens), _NUMPY[spec.dtype])
-    return feeds
-
-
-def _as_mask(spec: TensorSpec, seen: NDArray[np.int64], tokens: int) -> NDArray[np.generic]:
-    """A mask of the form that the graph takes: by position; or by query and position, added to scores if it is float."""
-    if len(spec.shape) == 2:
-        return seen.astype(_NUMPY[spec.dtype])
-    length = seen.shape[1]
-    causal = np.arange(length) <= np.arange(length - tokens, length)[:, None]
-    allowed = causal & (seen[:, None, None, :] > 0)  # [rows, 1, tokens, length]
-    if spec.dtype not in ("float", "float16", "double"):
-        return allowed.astype(_NUMPY[spec.dtype])
-    dtype = np.dtype(_NUMPY[spec.dtype])
-    return np.where(allowed, 0, np.finfo(dtype).min).astype(dtype)
 
 
 def _past_feeds(interface: Interface, past: Cache) -> dict[str, NDArray[np.generic]]:

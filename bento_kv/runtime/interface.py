@@ -33,6 +33,8 @@ _FLOATS = ("float", "float32", "float16", "bfloat16", "double", "float64")
 _PACKED_CACHES = (*_FLOATS, *(element.dtype for element in CACHE_ELEMENTS.values()))
 _INTEGERS = ("int64", "int32")
 _SIDES: dict[str, Side] = {"key": "key", "keys": "key", "k": "key", "value": "value", "values": "value", "v": "value"}
+# How many logits are wanted, from the last token back; 0 is all of them (transformers, transformers.js).
+_KEEPS = ("num_logits_to_keep", "logits_to_keep")
 # What names of caches speak of, where no input and output of one name tell it.
 _CACHE_WORDS = ("past", "cache", "kv", "key", "value", "present")
 
@@ -75,6 +77,7 @@ class Interface:
         branch: the switch of a merged decoder, true where a past is fed.
         zeros: inputs that a causal language model is fed zeros, such as token types.
         caches: by layer, keys before values.
+        keep: how many logits are wanted: a number, 0 for all; or, with an axis that varies, the tokens whose are.
         packed: the graph is of the in-place layout, whose tokens are packed: `[tokens]`.
     """
 
@@ -85,12 +88,13 @@ class Interface:
     branch: TensorSpec | None
     zeros: tuple[TensorSpec, ...]
     caches: tuple[CachePair, ...]
+    keep: TensorSpec | None = None
     packed: bool = False
 
     @property
     def fed(self) -> list[TensorSpec]:
         """All inputs."""
-        others = (self.ids, self.mask, self.positions, self.branch, *self.zeros)
+        others = (self.ids, self.mask, self.positions, self.branch, self.keep, *self.zeros)
         return [spec for spec in (*others, *(pair.past for pair in self.caches)) if spec is not None]
 
     @property
@@ -130,6 +134,7 @@ def recognize(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> In
     mask = _first(rest, lambda s: "mask" in s.name.lower())
     positions = _first(rest, lambda s: "position" in s.name.lower() and "token_type" not in s.name.lower())
     branch = _first(rest, lambda s: s.dtype == "bool" and len(s.shape) <= 1 and s is not mask)
+    keep = _first(rest, lambda s: s.name.lower() in _KEEPS and s.dtype in _INTEGERS and len(s.shape) <= 1)
     zeros = tuple(s for s in rest if "token_type" in s.name.lower() or "segment" in s.name.lower())
     for spec, ranks in ((mask, (2, 4)), (positions, (1, 2))):
         if spec is not None and len(spec.shape) not in ranks:
@@ -137,15 +142,15 @@ def recognize(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> In
                 f"the graph's input {spec.name} {list(spec.shape)} has {len(spec.shape)} axes: not a "
                 f"causal decoder's, which has {' or '.join(map(str, ranks))}"
             )
-    taken = [mask, positions, branch, *zeros]
+    taken = [mask, positions, branch, keep, *zeros]
     ids = _ids([spec for spec in rest if spec not in taken])
     unknown = [spec for spec in rest if spec is not ids and spec not in taken]
     if unknown:
         raise DecoderError(
             f"the graph's input {unknown[0].name} ({unknown[0].dtype}, {list(unknown[0].shape)}) is none of a causal "
-            "decoder's: token ids, attention mask, position ids, a cache, use_cache_branch"
+            "decoder's: token ids, attention mask, position ids, a cache, use_cache_branch, num_logits_to_keep"
         )
-    return Interface(ids, logits, mask, positions, branch, zeros, _pair(pasts, presents))
+    return Interface(ids, logits, mask, positions, branch, zeros, _pair(pasts, presents), keep)
 
 
 def _first(specs: Sequence[TensorSpec], is_it: Callable[[TensorSpec], bool]) -> TensorSpec | None:

@@ -7,12 +7,13 @@ from numpy.typing import NDArray
 
 from bento_kv.doctor.export.causes import positions_matter
 from bento_kv.doctor.export.driven import nan_finding
-from bento_kv.doctor.export.probe import REEXPORT, Probe, cut
+from bento_kv.doctor.export.probe import REEXPORT, Probe, altered, cut, noise
 from bento_kv.doctor.records import Finding
 from bento_kv.errors import DecoderError
 from bento_kv.runtime.graph import GraphOutput, cache_length
 
 ROWS = 3
+HELD = 6  # positions of the past that is hidden
 PROMPT, SHORT = 8, 5  # of a padded batch: the long row's tokens, and the short one's
 _HONOUR = "Apply attention_mask to past and new positions alike, and take position_ids from it. "
 
@@ -75,11 +76,7 @@ def check_mask(probe: Probe) -> list[Finding]:
     """
     if not probe.graph.takes_mask:
         return []
-    held = 6
-    mask = np.ones((1, held + 1), np.int64)
-    mask[0, :3] = 0
-    hidden = probe.graph.run(probe.ids[:, held : held + 1], probe.past(held), mask=mask)
-    if not probe.differ(probe.step(held, 1).logits, hidden.logits):
+    if any(_sees_hidden(probe, hidden) for hidden in (slice(0, 3), slice(3, HELD))):
         return [_ignored("zeros over the past change nothing")]
     failures = {}
     for side in ("right", "left"):
@@ -101,6 +98,23 @@ def check_mask(probe: Probe) -> list[Finding]:
     if probe.graph.takes_positions and not positions_matter(probe):
         return [_positions_ignored(said)]
     return [_ignored(said)]
+
+
+def _sees_hidden(probe: Probe, hidden: slice) -> bool:
+    """Zeros over some of the past change nothing, and what stands there does: a short window sees neither."""
+    mask = np.ones((1, HELD + 1), np.int64)
+    mask[0, hidden] = 0
+
+    def other(array: NDArray[np.generic]) -> NDArray[np.generic]:
+        changed = array.copy()
+        changed[:, :, hidden] = noise(array[:, :, hidden], 0) * 3
+        return changed
+
+    own = probe.step(HELD, 1).logits
+    ids, past = probe.ids[:, HELD : HELD + 1], probe.past(HELD)
+    if probe.differ(probe.graph.run(ids, past, mask=mask).logits, own):
+        return False
+    return probe.differ(probe.graph.run(ids, altered(past, other)).logits, own)
 
 
 _NAN = "not a number"
