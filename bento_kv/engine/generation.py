@@ -16,7 +16,7 @@ from bento_kv.engine.lookup import Speculation
 from bento_kv.engine.output_text import OutputText
 from bento_kv.engine.request import Detokenize, FinishReason, Request, StepOutput, TokenLogprobs
 from bento_kv.engine.sampler import Sampler
-from bento_kv.engine.scheduler import SequenceState
+from bento_kv.engine.sequence import SequenceState
 from bento_kv.errors import BentoKVError, DecoderError
 
 logger = logging.getLogger(__name__)
@@ -57,6 +57,7 @@ class Generation:
             positions=len(request.prompt_ids) + max_tokens,
             priority=request.priority,
             salt=request.cache_salt,
+            client=request.client,
         )
         self.arrived = time.perf_counter()
         self.admitted: float | None = None

@@ -127,6 +127,7 @@ class RequestOptions(TypedDict, total=False):
 
     priority: int
     cache_salt: str | None
+    client: str | None
     max_time: float | None
     max_queue_time: float | None
 
@@ -151,6 +152,7 @@ class Submission:
         "requests share cached prefixes only with those of the same salt, as in vLLM: who does not know it cannot find out "
         "by the clock what was asked before",
     )
+    client: str | None = setting(None, "whose request it is: clients take turns, however many requests each has")
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
 
     @classmethod
@@ -162,6 +164,7 @@ class Submission:
             deadlines=Deadlines(max_queue_time=options.get("max_queue_time"), max_time=options.get("max_time")),
             priority=options.get("priority", 0),
             cache_salt=options.get("cache_salt"),
+            client=options.get("client"),
         )
 
 

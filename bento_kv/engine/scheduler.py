@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from bisect import insort
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from operator import attrgetter
 
 from bento_kv.contract.decoder import Decoder
@@ -16,52 +15,8 @@ from bento_kv.contract.plan import Exactness, StepPlan, StepRow
 from bento_kv.engine.config import EngineConfig
 from bento_kv.engine.prefix_cache import PrefixCache
 from bento_kv.engine.radix import common_prefix
-
-
-@dataclass(slots=True, eq=False)
-class SequenceState:
-    """The progress of one request.
-
-    Attributes:
-        id: of the request.
-        tokens: prompt and output so far.
-        prompt_length: how many of `tokens` are the prompt.
-        positions: of the KV cache that it may use: the prompt and the longest answer.
-        priority: lower is more urgent.
-        salt: whose cached prefixes it may take over.
-        drafts: guesses of what follows `tokens`, to be checked in the next step; whoever chooses tokens sets them anew.
-        slot: row of the KV cache; None before admission and after the end.
-        computed: how many of `tokens` have their keys and values in the slot.
-        hit: how many of them were found in the prefix cache.
-        rank: its place in the queue; the lowest is served first.
-        leader: who is computing most of its prompt, and is waited for until it has computed `awaited` tokens.
-    """
-
-    id: str
-    tokens: list[int]
-    prompt_length: int
-    positions: int
-    priority: int = 0
-    salt: str | None = None
-    drafts: tuple[int, ...] = ()
-    slot: int | None = None
-    computed: int = 0
-    hit: int = 0
-    rank: tuple[int, int] = (0, 0)
-    leader: SequenceState | None = None
-    awaited: int = 0
-
-    @property
-    def pending(self) -> int:
-        return len(self.tokens) - self.computed
-
-    @property
-    def generated(self) -> int:
-        return len(self.tokens) - self.prompt_length
-
-    def has_yet_to_compute(self, length: int) -> bool:
-        """Whether so many of the first tokens will be computed, but are not yet."""
-        return self.slot is not None and self.computed < length
+from bento_kv.engine.sequence import SequenceState
+from bento_kv.engine.turns import first_in_turn, held, in_turn
 
 
 class Scheduler:
@@ -77,11 +32,15 @@ class Scheduler:
     step has every decoding row, and at most `max(slots, prefill_chunk)` tokens. Only where nobody decodes a prefill step has up
     to `prefill_tokens`. (Where prompts cannot be cut, the bound is one prompt.)
 
-    **Order**: first come, first served, and a level of `priority` is worth `priority_places` places in the queue. So a
-    request is overtaken by at most the next `priority_places` x (difference of priorities) to come, and nothing starves. The
-    first in the queue waits for its slot and its memory, and nobody passes it there. The tokens of a prefill go to the first in
-    order, but for what shorter prompts behind it need, up to a half; so a long prompt does not hold up short ones, and they
-    do not make it take more than twice as long.
+    **Order**: a client's requests are served first come, first served, and a level of `priority` is worth `priority_places`
+    places in the queue. So a request is overtaken by at most the next `priority_places` x (difference of priorities) of its
+    client's to come. Between clients, the next slot goes to who holds the fewest (`in_turn`): **who waits and holds none gets
+    the next slot that becomes free**, or, if others have none either, one in their order; nobody's many requests stand before
+    another's first. Nothing starves: the first in the queue waits for no more than its own client's running requests.
+    Whose turn it is waits for its slot and its memory, and nobody passes it there.
+
+    The tokens of a prefill go to the first in turn, but for what shorter prompts behind it need, up to a half; so a long
+    prompt does not hold up short ones, and they do not make it take more than twice as long.
 
     Args:
         cache: slots and memory.
@@ -176,12 +135,14 @@ class Scheduler:
         assert all(sequence.leader is None for sequence in self.running.values())
 
     def _admit(self, budget: int) -> None:
-        """Give slots to those who wait, in order, as far as there are slots, memory, and tokens in this step.
+        """Give slots to those who wait, in turn, as far as there are slots, memory, and tokens in this step.
 
         Who would compute nothing in this step, or waits for others to compute most of its prompt, gets no slot yet, since it
         may find more of its prompt later, and is passed by.
         """
-        for head in list(self.waiting):
+        if len(self.running) == self.slots:
+            return
+        for head in in_turn(self.waiting, self.running.values()):
             if not self.cache.has_room(head.positions):
                 return
             if self._has_tokens(head, budget) and not self._is_being_computed(head):
@@ -194,7 +155,7 @@ class Scheduler:
     def _has_tokens(self, head: SequenceState, budget: int) -> bool:
         """Whether a prefill within the budget would compute something of a waiting sequence."""
         prompts = self._prompts()
-        if not prompts or head.rank < prompts[0].rank:
+        if not prompts or first_in_turn([prompts[0], head], held(self.running.values())) is head:
             return True
         first, *others = prompts
         taken = self._share(first, budget) if head.pending < first.pending else first.pending
@@ -216,13 +177,13 @@ class Scheduler:
         return False
 
     def _prompts(self) -> list[SequenceState]:
-        """Those whose prompts are computed in steps of prefill: the first in order, then the others, the shortest first."""
+        """Those whose prompts are computed in steps of prefill: the first in turn, then the others, the shortest first."""
         prompts = [sequence for sequence in self.running.values() if sequence.pending > 1]
-        first = min(prompts, key=attrgetter("rank"), default=None)
+        first = first_in_turn(prompts, held(self.running.values())) if len(prompts) > 1 else None
         return sorted(prompts, key=lambda sequence: (sequence is not first, sequence.pending, sequence.rank))
 
     def _share(self, first: SequenceState, budget: int) -> int:
-        """What the first in order takes of a budget in any case, however many shorter ones there are: half of it."""
+        """What the first in turn takes of a budget in any case, however many shorter ones there are: half of it."""
         return min(first.pending, max(3, budget // 2)) if self._chunked else first.pending
 
     def _prefill_rows(self, budget: int) -> list[StepRow]:

@@ -178,6 +178,7 @@ class Client:
     params: SamplingParams
     priority: int = 0
     cache_salt: str | None = None
+    client: str | None = None
     deadlines: Deadlines = field(default_factory=Deadlines)
     text: str = ""
     token_ids: tuple[int, ...] = ()
@@ -196,6 +197,7 @@ class Client:
             emit=self.hear,
             priority=self.priority,
             cache_salt=self.cache_salt,
+            client=self.client,
             deadlines=self.deadlines,
         )
 

@@ -6,7 +6,8 @@ from hypothesis import strategies as st
 
 from bento_kv.contract.plan import Exactness, StepPlan, StepRow
 from bento_kv.engine.prefix_cache import PrefixCache
-from bento_kv.engine.scheduler import Scheduler, SequenceState
+from bento_kv.engine.scheduler import Scheduler
+from bento_kv.engine.sequence import SequenceState
 from tests.engine.fakes import FakeDecoder
 
 MAX_LENGTH = 10_000
