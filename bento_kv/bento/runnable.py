@@ -136,7 +136,8 @@ class OnnxDecoderRunnable(Runnable):
             params: how to choose tokens; the model's own defaults unless given. The model's end-of-sequence ids end an
                 answer in any case that `stop_token_ids` names them, as the defaults do.
             options: `priority`: lower is more urgent. `cache_salt`: cached prefixes are shared with requests of the same
-                salt only. `max_queue_time`, `max_time`: seconds to the first step, and to the end of the answer.
+                salt only. `client`: whose it is; clients take turns. `max_queue_time`, `max_time`: seconds to the first
+                step, and to the end of the answer.
 
         Raises:
             RequestError: the prompt cannot be encoded, or is too long for certain.

@@ -24,6 +24,7 @@ from bento_kv.bento.runnable import OnnxDecoderRunnable
 from bento_kv.engine.request import RequestOptions
 from bento_kv.errors import BentoKVError
 from bento_kv.server.app import BODIES, DEFAULT_MAX_BODY_BYTES, RequireApiKey, openai_app
+from bento_kv.server.clients import Clients, current_caller
 from bento_kv.server.guard import Guard, OneLine
 from bento_kv.server.metrics import EngineMetrics
 from bento_kv.server.preparations import Preparations
@@ -47,9 +48,11 @@ def current_runnable() -> OnnxDecoderRunnable:
 
 
 preparations = Preparations(BODIES * DEFAULT_MAX_BODY_BYTES)
+api_key, urgent_api_key = os.environ.get("BENTO_KV_API_KEY"), os.environ.get("BENTO_KV_URGENT_API_KEY")
+may: dict[str, Any] = {"urgent_api_key": urgent_api_key, "min_priority": config.min_priority}
 
 
-@bentoml.asgi_app(openai_app(current_runnable, preparations=preparations))
+@bentoml.asgi_app(openai_app(current_runnable, api_key=api_key, preparations=preparations, **may))
 @bentoml.service(
     name="bento_kv",
     # Seconds to the first byte. BentoML's answer to it is not in OpenAI's form, so our own deadlines should come first.
@@ -86,6 +89,8 @@ class LanguageModel:
         given = {name: value for name, value in asked.items() if value is not None}
         options = {name: given.pop(name) for name in RequestOptions.__annotations__ if name in given}
         params = replace(self.runnable.defaults, **given)
+        caller = current_caller.get()
+        options |= {"client": caller.client, "cache_salt": caller.salt(options.get("cache_salt"))}
         begun = False
         try:
             ids = await self._encode(prompt)
@@ -100,9 +105,9 @@ class LanguageModel:
             raise BentoMLException(str(error), error_code=HTTPStatus(error.http_status)) from error
 
     async def _encode(self, prompt: str) -> list[int]:
-        """The prompt's token ids, within the bounds of what is prepared at once: this route's, as those of one client."""
+        """The prompt's token ids, within the bounds of what is prepared at once."""
         encode = partial(self.runnable.tokenizer.encode_prompt, prompt, room=self.runnable.max_length - 1)
-        return await preparations.run(encode, size=len(prompt), client="/generate")
+        return await preparations.run(encode, size=len(prompt), client=current_caller.get().client)
 
     @bentoml.on_shutdown
     def close(self) -> None:
@@ -116,11 +121,14 @@ class LanguageModel:
 
 
 logging.getLogger("bentoml.access").addFilter(OneLine())
-if (api_key := os.environ.get("BENTO_KV_API_KEY")) is not None:
-    LanguageModel.add_asgi_middleware(RequireApiKey, api_key=api_key)  # type: ignore[attr-defined] # it is a Service
+if api_key is not None:
+    LanguageModel.add_asgi_middleware(  # type: ignore[attr-defined] # it is a Service
+        RequireApiKey, api_key=api_key, urgent_api_key=urgent_api_key, open_metrics=config.open_metrics
+    )
 LanguageModel.add_asgi_middleware(  # type: ignore[attr-defined] # it is a Service
     Guard,
     bodies={"/generate": NativeRequest},
     max_body_bytes=DEFAULT_MAX_BODY_BYTES,
     preparations=preparations,
+    clients=Clients(api_key, **may),
 )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hmac
 from collections.abc import Awaitable, Callable, Mapping
 from contextlib import suppress
 from functools import partial
@@ -16,6 +15,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from bento_kv.server import prompts
 from bento_kv.server.backend import Backend
+from bento_kv.server.clients import Clients
 from bento_kv.server.exchange import Disconnected, Exchange, new_request_id
 from bento_kv.server.jsontext import dumps, shorten
 from bento_kv.server.preparations import Preparations
@@ -33,6 +33,8 @@ def openai_app(
     backend: Backend | Callable[[], Backend],
     *,
     api_key: str | None = None,
+    urgent_api_key: str | None = None,
+    min_priority: int = 0,
     max_body_bytes: int = DEFAULT_MAX_BODY_BYTES,
     preparations: Preparations | None = None,
 ) -> Starlette:
@@ -43,14 +45,17 @@ def openai_app(
     Args:
         backend: the model being served, or what finds it: called once a request, since an app is mounted before BentoML
             makes the service that has the model.
-        api_key: what clients have to send as `Authorization: Bearer KEY`, on every route; nothing if None.
+        api_key: what clients have to send as `Authorization: Bearer KEY`, on every route; nothing if None. Of several,
+            white space between them, each is a client of its own: they take turns, and share no cached prefix.
+        urgent_api_key: likewise, keys whose requests may have any priority.
+        min_priority: the most urgent priority that others may ask for; lower is more urgent.
         max_body_bytes: larger request bodies get 413.
         preparations: bounds on the bodies that are prepared at once, where other routes share them; its own unless given.
 
     Raises:
         ValueError: the key is empty, which would look like protection and be none.
     """
-    key = None if api_key is None else _key(api_key)
+    clients = Clients(api_key, urgent_api_key=urgent_api_key, min_priority=min_priority)
     find_backend = backend if callable(backend) else lambda: backend
     api = _Api(find_backend, max_body_bytes, preparations or Preparations(BODIES * max_body_bytes))
     routes: dict[str, dict[str, Handler]] = {
@@ -65,7 +70,7 @@ def openai_app(
         "/v1/{rest:path}": {},  # BentoML passes on only what a route matches, and would answer the rest in its own form
     }
     app = Starlette(
-        routes=[Route(path, _Endpoint(handlers, key)) for path, handlers in routes.items()],
+        routes=[Route(path, _Endpoint(handlers, clients)) for path, handlers in routes.items()],
         exception_handlers={404: _not_found},
     )
     app.router.redirect_slashes = False  # a redirect would be an answer in nobody's form
@@ -75,11 +80,11 @@ def openai_app(
 class _Endpoint:
     """A route: who may come in, which handler, and what becomes of its exceptions."""
 
-    def __init__(self, handlers: Mapping[str, Handler], key: bytes | None) -> None:
+    def __init__(self, handlers: Mapping[str, Handler], clients: Clients) -> None:
         self._handlers = dict(handlers)
         if "GET" in handlers:
             self._handlers["HEAD"] = handlers["GET"]  # the server leaves the body out
-        self._key = key
+        self._clients = clients
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         exchange = Exchange(scope, receive, send)
@@ -94,8 +99,10 @@ class _Endpoint:
             await exchange.abandon()
 
     def _handler_for(self, exchange: Exchange) -> Handler:
-        if self._key is not None and not _authorized(exchange, self._key):
+        caller = self._clients.caller(exchange.scope)
+        if caller is None:
             raise unauthorized()
+        exchange.caller = caller
         if not self._handlers:
             raise not_found(shorten(exchange.path))
         if exchange.method not in self._handlers:
@@ -108,38 +115,30 @@ class RequireApiKey:
 
     Args:
         app: what is protected.
-        api_key: what clients have to send as `Authorization: Bearer KEY`, white space around it left out.
+        api_key: what clients have to send as `Authorization: Bearer KEY`, white space around it left out; any one of
+            several, with white space between them.
+        urgent_api_key: keys that are taken likewise.
+        open_metrics: whether `/metrics` is open. It tells what others do, in sums.
 
     Raises:
         ValueError: the key is empty, which would look like protection and be none.
     """
 
-    OPEN = frozenset({"/livez", "/readyz", "/healthz", "/metrics"})
+    OPEN = frozenset({"/livez", "/readyz", "/healthz"})
 
-    def __init__(self, app: ASGIApp, *, api_key: str) -> None:
+    def __init__(
+        self, app: ASGIApp, *, api_key: str, urgent_api_key: str | None = None, open_metrics: bool = False
+    ) -> None:
         self._app = app
-        self._key = _key(api_key)
+        self._clients = Clients(api_key, urgent_api_key=urgent_api_key)
+        self._open = self.OPEN | ({"/metrics"} if open_metrics else set())
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["path"] not in self.OPEN:
-            exchange = Exchange(scope, receive, send)
-            if not _authorized(exchange, self._key):
-                with suppress(Disconnected):
-                    await exchange.send_problem(unauthorized())
-                return
+        if scope["type"] == "http" and scope["path"] not in self._open and self._clients.caller(scope) is None:
+            with suppress(Disconnected):
+                await Exchange(scope, receive, send).send_problem(unauthorized())
+            return
         await self._app(scope, receive, send)
-
-
-def _key(given: str) -> bytes:
-    if not given.strip():
-        raise ValueError("the API key is empty; leave it out to serve without one")
-    return given.strip().encode("utf-8")
-
-
-def _authorized(exchange: Exchange, key: bytes) -> bool:
-    scheme, _, given = exchange.headers.get("authorization", "").partition(" ")
-    # Header values are bytes that Starlette reads as Latin-1; comparing in constant time tells nothing of the key.
-    return hmac.compare_digest(given.strip().encode("latin-1"), key) and scheme.lower() == "bearer"
 
 
 async def _not_found(request: Request, error: Exception) -> Response:
@@ -196,7 +195,7 @@ class _Api:
         await answer(exchange, backend, request, encoded)
 
     async def _prepared(self, exchange: Exchange, body: bytes, work: Callable[[], T]) -> T:
-        return await self._preparations.run(work, size=len(body), client=exchange.client)
+        return await self._preparations.run(work, size=len(body), client=exchange.caller.client)
 
 
 def _model_object(backend: Backend) -> dict[str, Any]:

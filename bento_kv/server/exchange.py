@@ -17,6 +17,7 @@ from starlette.datastructures import Headers
 from starlette.types import Receive, Scope, Send
 
 from bento_kv.server import jsontext
+from bento_kv.server.clients import Caller
 from bento_kv.server.problems import Problem, not_json, too_large
 
 T = TypeVar("T")
@@ -36,10 +37,12 @@ class Disconnected(Exception):
 
 class Exchange:
     """A request and the answer to it. `id` is its name in the log and in the answer's `x-request-id`, `client` the address
-    that it came from."""
+    that it came from, `caller` who that is, once it has been told apart."""
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.id = new_request_id()
+        self.scope = scope
+        self.caller = Caller()
         self.method: str = scope["method"]
         self.path: str = scope["path"]
         self.client: str = (scope.get("client") or ("",))[0]

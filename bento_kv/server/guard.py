@@ -10,10 +10,11 @@ from functools import partial
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from bento_kv.server.clients import Clients, current_caller
 from bento_kv.server.exchange import Disconnected, Exchange
 from bento_kv.server.jsontext import shorten
 from bento_kv.server.preparations import Preparations
-from bento_kv.server.problems import not_found, problem_of
+from bento_kv.server.problems import not_found, problem_of, unauthorized
 from bento_kv.server.protocol import Body
 from bento_kv.server.validation import parse
 
@@ -28,15 +29,23 @@ class Guard:
         bodies: what a POST to each of these paths must have as its body.
         max_body_bytes: larger ones get 413.
         preparations: where bodies are read into requests.
+        clients: who may send them, and with which priority. What is behind finds the caller in `current_caller`.
     """
 
     def __init__(
-        self, app: ASGIApp, *, bodies: Mapping[str, type[Body]], max_body_bytes: int, preparations: Preparations
+        self,
+        app: ASGIApp,
+        *,
+        bodies: Mapping[str, type[Body]],
+        max_body_bytes: int,
+        preparations: Preparations,
+        clients: Clients,
     ) -> None:
         self._app = app
         self._bodies = dict(bodies)
         self._limit = max_body_bytes
         self._preparations = preparations
+        self._clients = clients
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -61,10 +70,15 @@ class Guard:
         await self._app(scope, receive, send)
 
     async def _checked_body(self, exchange: Exchange) -> bytes:
+        caller = self._clients.caller(exchange.scope)
+        if caller is None:
+            raise unauthorized()
+        current_caller.set(caller)
         body = await exchange.read_body(self._limit)
         check = partial(parse, body, self._bodies[exchange.path])
-        checking = self._preparations.run(check, size=len(body), client=exchange.client)
-        await exchange.unless_disconnected(checking)
+        checking = self._preparations.run(check, size=len(body), client=caller.client)
+        asked = await exchange.unless_disconnected(checking)
+        caller.check_priority(getattr(asked, "priority", None))
         return body
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 PREFIX = "bento_kv_"
+HIT_BLOCK = 64  # tokens; by single ones, who guesses at another's prompt would see how far a guess is right
 
 # Seconds. From a small model's step to the longest wait that a client would bear.
 _TOKEN_BUCKETS = (0.002, 0.005, 0.01, 0.02, 0.03, 0.05, 0.075, 0.1, 0.15, 0.2, 0.3, 0.5, 1.0, 2.5, 5.0)
@@ -48,7 +49,11 @@ PROMPT_TOKENS = Metric(
 )
 GENERATION_TOKENS = Metric("generation_tokens_total", "counter", "Tokens generated.")
 CACHE_QUERIES = Metric("prefix_cache_query_tokens_total", "counter", "Prompt tokens looked up in the prefix cache.")
-CACHE_HITS = Metric("prefix_cache_hit_tokens_total", "counter", "Prompt tokens that the prefix cache had.")
+CACHE_HITS = Metric(
+    "prefix_cache_hit_tokens_total",
+    "counter",
+    f"Prompt tokens that the prefix cache had, of each prompt in whole blocks of {HIT_BLOCK}.",
+)
 DRAFTS = Metric("spec_decode_num_draft_tokens_total", "counter", "Guesses of next tokens that were checked.")
 ACCEPTED = Metric("spec_decode_num_accepted_tokens_total", "counter", "Of these, those that became part of an answer.")
 FINISHED = Metric(

@@ -23,6 +23,7 @@ from bento_kv.server.metric_table import (
     FINISHED,
     FIRST_TOKEN,
     GENERATION_TOKENS,
+    HIT_BLOCK,
     KV_TOTAL,
     KV_USAGE,
     KV_USED,
@@ -96,7 +97,7 @@ class EngineMetrics:
     def prefix_cache(self, query_tokens: int, hit_tokens: int) -> None:
         """A prompt was looked up in the prefix cache."""
         self._counters[CACHE_QUERIES].inc(query_tokens)
-        self._counters[CACHE_HITS].inc(hit_tokens)
+        self._counters[CACHE_HITS].inc(hit_tokens - hit_tokens % HIT_BLOCK)
 
     def first_token(self, seconds: float) -> None:
         """A request's first token was chosen."""

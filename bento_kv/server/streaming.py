@@ -15,6 +15,7 @@ from bento_kv.errors import RequestError
 from bento_kv.server import jsontext
 from bento_kv.server.backend import Backend
 from bento_kv.server.choices import Addition, AnswerForm, ChatChoice, TextChoice
+from bento_kv.server.clients import Caller
 from bento_kv.server.exchange import Exchange
 from bento_kv.server.prompts import EncodedPrompt
 from bento_kv.server.protocol import ChatRequest, CompletionRequest
@@ -89,11 +90,13 @@ async def answer(
     """Generate all choices and send them. The head of the answer goes out only once the engine has accepted them all.
 
     Raises:
+        Problem: the caller may not ask for this priority.
         RequestError, QueueFullError, EngineClosedError: as `Engine.submit`.
         DecoderError, OutOfTimeError, EngineClosedError: there is no answer, or none to its end.
     """
     envelope = Envelope.of(request, backend, exchange.id)
-    submissions = _submissions(backend, request, prompts, envelope.id)
+    exchange.caller.check_priority(request.priority)
+    submissions = _submissions(backend, request, prompts, exchange.caller, envelope.id)
     streams = [TokenStream(backend.engine, submission) for submission in submissions]
     choices = _choices(backend, request, prompts)
     usage = Usage(prompts)
@@ -151,6 +154,7 @@ def _submissions(
     backend: Backend,
     request: ChatRequest | CompletionRequest,
     prompts: Sequence[EncodedPrompt],
+    caller: Caller,
     answer_id: str,
 ) -> list[Submission]:
     """One for each choice, prompt by prompt."""
@@ -168,7 +172,8 @@ def _submissions(
             params=choice,
             deadlines=request.deadlines,
             priority=request.priority or 0,
-            cache_salt=request.cache_salt,
+            cache_salt=caller.salt(request.cache_salt),
+            client=caller.client,
             id=f"{answer_id}-{index}",
         )
         for index, (prompt, choice) in enumerate(pairs)

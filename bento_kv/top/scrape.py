@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 import urllib.error
 import urllib.request
@@ -51,7 +52,7 @@ def base_url(url: str) -> str:
 
 
 def scrape(base: str) -> Scrape:
-    """Look at a server.
+    """Look at a server, with the key of the environment variable `BENTO_KV_API_KEY` if it is set.
 
     Raises:
         MetricsError: it is not there, or has no metrics of this engine.
@@ -85,6 +86,9 @@ def _state(base: str) -> State:
 
 
 def _get(url: str) -> str:
-    with urllib.request.urlopen(url, timeout=TIMEOUT) as response:
+    request = urllib.request.Request(url)
+    if key := os.environ.get("BENTO_KV_API_KEY", "").split():
+        request.add_unredirected_header("authorization", f"Bearer {key[0]}")
+    with urllib.request.urlopen(request, timeout=TIMEOUT) as response:
         body: bytes = response.read()
     return body.decode("utf-8", errors="replace")

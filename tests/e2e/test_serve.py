@@ -103,7 +103,7 @@ def test_the_proof_is_served_and_counted(server: Server, client: openai.OpenAI) 
     assert 'bento_kv_request_success_total{finished_reason="stop"}' in metrics
 
 
-@pytest.mark.parametrize("more", [{}, {"priority": -1, "cache_salt": "mine"}])
+@pytest.mark.parametrize("more", [{}, {"priority": 1, "cache_salt": "mine"}])
 def test_the_native_endpoint_streams_text(server: Server, more: dict[str, object]) -> None:
     with httpx.stream("POST", f"{server.url}/generate", json={"prompt": SUM, **more}, timeout=60) as response:
         assert response.status_code == 200
@@ -118,6 +118,7 @@ def test_the_native_endpoint_streams_text(server: Server, more: dict[str, object
         ({"prompt": "Hi", "max_tokens": 0}, 400, "max_tokens"),
         ({"prompt": "Hi", "top_k": 3}, 400, "top_k"),
         ({"prompt": "Hi", "priority": 101}, 400, "priority"),
+        ({"prompt": "Hi", "priority": -1}, 403, "min_priority"),
         ({"prompt": "Hi", "max_time": 0}, 400, "max_time"),
         ({"prompt": "Hi", "max_time": 1e-9}, 503, "error"),  # BentoML keeps the words of a 5xx to itself
         ({}, 400, "prompt"),
@@ -218,7 +219,8 @@ def test_a_key_is_asked_for_when_one_is_set(tmp_path: Path) -> None:
         models = openai.OpenAI(base_url=f"{server.url}/v1", api_key="secret").models.list()
         assert [model.id for model in models] == ["demo"]
         assert httpx.post(f"{server.url}/generate", json={"prompt": SUM}).status_code == 401
-        assert httpx.get(f"{server.url}/metrics").status_code == 200
+        assert httpx.get(f"{server.url}/metrics").status_code == 401
+        assert httpx.get(f"{server.url}/metrics", headers={"authorization": "Bearer secret"}).status_code == 200
 
 
 @pytest.mark.parametrize(

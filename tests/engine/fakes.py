@@ -178,8 +178,8 @@ class Client:
     params: SamplingParams
     priority: int = 0
     cache_salt: str | None = None
-    client: str | None = None
     deadlines: Deadlines = field(default_factory=Deadlines)
+    client: str | None = None
     text: str = ""
     token_ids: tuple[int, ...] = ()
     logprobs: tuple[TokenLogprobs, ...] = ()

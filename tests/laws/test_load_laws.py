@@ -122,6 +122,7 @@ class UnderLoad(RuleBasedStateMachine):
         priority=st.integers(-2, 2),
         salt=st.sampled_from([None, None, "salt"]),
         max_time=st.sampled_from([None, None, 600.0]),
+        whose=st.sampled_from([None, "a", "b"]),
     )
     def submit(
         self,
@@ -130,11 +131,12 @@ class UnderLoad(RuleBasedStateMachine):
         priority: int,
         salt: str | None,
         max_time: float | None = None,
+        whose: str | None = None,
     ) -> None:
         """A request, or several choices of one."""
         ends = Deadlines(max_time=max_time)
         number = len(self.clients)
-        group = [Client(f"r{number + i}", prompt_ids, one, priority, salt, ends) for i, one in enumerate(asked)]
+        group = [Client(f"r{number + i}", prompt_ids, one, priority, salt, ends, whose) for i, one in enumerate(asked)]
         self.engine.submit_all([client.request for client in group])
         self.clients += group
 

@@ -6,7 +6,7 @@ import httpx
 import pytest
 
 from bento_kv.engine.observer import NullObserver
-from tests.server.world import MODEL, World, serving
+from tests.server.world import MODEL, serving
 
 BODY = {"model": MODEL, "prompt": "say:a long and winding prompt|", "max_tokens": 2}
 PROMPT_TOKENS = 30
@@ -55,5 +55,8 @@ def test_values_out_of_range_are_refused_with_the_name(http: httpx.Client, field
     assert response.json()["error"]["param"] == field
 
 
-def test_a_priority_is_taken(world: World, http: httpx.Client) -> None:
-    assert http.post("/v1/completions", json={**BODY, "priority": -100}).status_code == 200
+@pytest.mark.parametrize(("allowed", "asked"), [(0, 0), (0, 100), (-100, -100)])
+def test_a_priority_is_taken(allowed: int, asked: int) -> None:
+    with serving(app_options={"min_priority": allowed}) as world:
+        answer = httpx.post(f"{world.url}/v1/completions", json={**BODY, "priority": asked})
+    assert answer.status_code == 200

@@ -11,6 +11,7 @@ import httpx
 import pytest
 from starlette.types import Receive, Scope, Send
 
+from bento_kv.server.clients import Clients
 from bento_kv.server.guard import Guard, OneLine
 from bento_kv.server.preparations import Preparations
 from bento_kv.server.protocol import NativeRequest
@@ -40,7 +41,11 @@ def ask(path: str, content: Any, headers: dict[str, str] | None = None) -> tuple
 
     async def run() -> httpx.Response:
         guard = Guard(
-            framework, bodies={"/generate": NativeRequest}, max_body_bytes=10_000, preparations=Preparations(160_000)
+            framework,
+            bodies={"/generate": NativeRequest},
+            max_body_bytes=10_000,
+            preparations=Preparations(160_000),
+            clients=Clients(),
         )
         async with httpx.AsyncClient(transport=httpx.ASGITransport(guard), base_url="http://here") as http:
             return await http.post(path, content=content, headers=JSON if headers is None else headers)

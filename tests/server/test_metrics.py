@@ -61,7 +61,7 @@ def test_the_numbers_of_a_few_requests(registry: prometheus_client.CollectorRegi
         return registry.get_sample_value(f"bento_kv_{name}", labels)
 
     with serving(observer=EngineMetrics(VERIFICATION, registry=registry)) as world, world.client() as client:
-        client.completions.create(model=MODEL, prompt="say:abc|", n=2)
+        client.completions.create(model=MODEL, prompt="x" * 192 + "say:abc|", n=2)
         client.completions.create(model=MODEL, prompt="go on", max_tokens=5)
         with client.completions.create(model=MODEL, prompt="go on", stream=True) as stream:
             next(iter(stream))
@@ -75,13 +75,13 @@ def test_the_numbers_of_a_few_requests(registry: prometheus_client.CollectorRegi
         1,
         0,
     ]
-    assert value("prompt_tokens_total") == 2 * 8 + 5 + 5
+    assert value("prompt_tokens_total") == 2 * 200 + 5 + 5
     assert (value("generation_tokens_total") or 0) >= 2 * 4 + 5 + 1
     for name in ("time_to_first_token", "e2e_request_latency", "request_queue_time"):
         assert value(f"{name}_seconds_count") == 4
     assert (value("inter_token_latency_seconds_count") or 0) >= 2 * 3 + 4
-    assert value("prefix_cache_query_tokens_total") == 2 * 8 + 5 + 5
-    assert value("prefix_cache_hit_tokens_total") == 6 + 3  # the second choice, the second "go on": all but two tokens
+    assert value("prefix_cache_query_tokens_total") == 2 * 200 + 5 + 5
+    assert value("prefix_cache_hit_tokens_total") == 192  # the second choice had 198, the second "go on" 3
     assert value("num_requests_running") == value("num_requests_waiting") == value("kv_cache_usage_ratio") == 0
 
 
