@@ -41,6 +41,11 @@ class ServiceConfig:
     drain_timeout: float = setting(
         60.0, "seconds that requests in progress have after SIGTERM", bounds=Bounds(ge=0), unit="seconds"
     )
+    max_connections: int = setting(
+        512,
+        "connections of a worker; one more takes the place of one that sends no request. Descriptors bound them, too",
+        bounds=Bounds(ge=1),
+    )
     workers: int = setting(1, "processes; they share CPUs, slots and queue", bounds=Bounds(ge=1))
     event_log: Path | None = setting(None, "a file for a line of JSON per event of each request; none unless set")
 

@@ -12,13 +12,13 @@ from typing import Any, Unpack
 import bentoml
 from bentoml.legacy import Runnable
 
+from bento_kv.bento.drain import Drain
 from bento_kv.bento.store import get, locate
 from bento_kv.bento.tracing import RequestSpans, bentoml_tracer
 from bento_kv.contract.decoder import Decoder
 from bento_kv.contract.manifest import Source
 from bento_kv.contract.verification import check_proof
 from bento_kv.engine.config import EngineConfig
-from bento_kv.engine.drain import Drain
 from bento_kv.engine.engine import Engine
 from bento_kv.engine.event_log import EventLog
 from bento_kv.engine.events import Recorder
@@ -191,8 +191,9 @@ class OnnxDecoderRunnable(Runnable):
         self.engine.close(drain=True, timeout=timeout)
 
     def drain_on_sigterm(self, *, timeout: float) -> None:
-        """From now on, at SIGTERM: `close(timeout=timeout)`, and the server that runs here stops only then. In the meantime
-        it is not ready, and answers new requests with 503. To be called in the main thread, once the server runs.
+        """From now on, at SIGTERM or SIGINT: `close(timeout=timeout)`, and the server that runs here stops only then. In the
+        meantime it is not ready, and answers new requests with 503. A second signal of the same kind ends the process at
+        once. To be called in the main thread, once the server runs.
 
         Raises:
             ValueError: this is not the main thread.

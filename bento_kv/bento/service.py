@@ -21,10 +21,13 @@ from bentoml.exceptions import BentoMLException
 from bento_kv.bento.arguments import read_arguments
 from bento_kv.bento.build import VerifiedDecoder
 from bento_kv.bento.runnable import OnnxDecoderRunnable
+from bento_kv.bento.supervisor import pass_second_signal_on
+from bento_kv.bento.uvicorn_server import bound_connections, running_server
 from bento_kv.engine.request import RequestOptions
 from bento_kv.errors import BentoKVError
 from bento_kv.server.app import BODIES, DEFAULT_MAX_BODY_BYTES, RequireApiKey, openai_app
 from bento_kv.server.clients import Clients, current_caller
+from bento_kv.server.connections import ConnectionLimits
 from bento_kv.server.guard import Guard, OneLine
 from bento_kv.server.metrics import EngineMetrics
 from bento_kv.server.preparations import Preparations
@@ -68,6 +71,7 @@ class LanguageModel:
     @staticmethod
     def check() -> None:
         decoder.check()
+        pass_second_signal_on()
 
     def __init__(self) -> None:
         self.runnable = OnnxDecoderRunnable(
@@ -81,6 +85,8 @@ class LanguageModel:
             workers=config.workers,
         )
         if threading.current_thread() is threading.main_thread():  # as in every worker; a test client has no signals
+            if (server := running_server()) is not None:
+                bound_connections(server, ConnectionLimits(connections=config.max_connections))
             self.runnable.drain_on_sigterm(timeout=config.drain_timeout)
 
     @bentoml.api(input_spec=GenerateRequest)

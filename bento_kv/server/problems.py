@@ -111,6 +111,12 @@ def too_large(limit: int) -> Problem:
     return Problem(413, f"The request body is larger than {limit} bytes.", code="request_too_large")
 
 
+def too_slow(seconds: float) -> Problem:
+    """408: the body did not come in so many seconds."""
+    message = f"The request body did not arrive within {seconds:g} seconds."
+    return Problem(408, message, code="request_not_sent")
+
+
 def not_json() -> Problem:
     """415: a web page may post anything but JSON to any server that its reader's browser can reach, unasked."""
     return Problem(

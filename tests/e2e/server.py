@@ -53,6 +53,7 @@ def serving(
             env={**os.environ, **(environment or {})},
             stdout=output,
             stderr=subprocess.STDOUT,
+            start_new_session=True,  # so that a test may send the signals of a terminal, which all its processes get
         )
     server = Server(f"http://127.0.0.1:{port}", process, log)
     try:

@@ -18,6 +18,7 @@ import tokenizers
 import uvicorn
 from numpy.typing import NDArray
 from tokenizers import decoders, models, pre_tokenizers
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from bento_kv import errors
 from bento_kv.contract.decoder import Decoder
@@ -28,6 +29,7 @@ from bento_kv.engine.events import Recorder
 from bento_kv.engine.observer import EngineStats, NullObserver, Observer
 from bento_kv.engine.request import SamplingParams
 from bento_kv.server.app import openai_app
+from bento_kv.server.connections import ConnectionLimits, bounded
 from tests.engine.fakes import FakeDecoder
 
 MODEL = "org/parrot-1b"
@@ -111,6 +113,7 @@ class World:
     verification: Mapping[str, Any] = field(default_factory=lambda: dict(VERIFICATION))
     tokenizer: Any = field(default_factory=ByteTokenizer)
     decoder: Any = None
+    server: uvicorn.Server | None = None
 
     @property
     def model_names(self) -> frozenset[str]:
@@ -153,6 +156,7 @@ def serving(
     observer: Observer | None = None,
     app_options: Mapping[str, Any] | None = None,
     middleware: Callable[[Any], Any] = lambda app: app,
+    connection_limits: ConnectionLimits | None = None,
     **backend: Any,
 ) -> Iterator[World]:
     """The app on a free port of the loopback device, over a real engine, for as long as the context lasts."""
@@ -168,10 +172,13 @@ def serving(
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
         world.url = f"http://127.0.0.1:{listening.getsockname()[1]}"
-        config = uvicorn.Config(
-            middleware(openai_app(world, **(app_options or {}))), log_level="warning", loop="asyncio"
+        served = uvicorn.Config(
+            middleware(openai_app(world, **(app_options or {}))),
+            log_level="warning",
+            loop="asyncio",
+            http="h11" if connection_limits is None else bounded(H11Protocol, connection_limits),
         )
-        server = uvicorn.Server(config)
+        server = world.server = uvicorn.Server(served)
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listening]}, daemon=True)
         thread.start()
         while not server.started:

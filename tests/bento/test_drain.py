@@ -8,8 +8,8 @@ import sys
 import threading
 from pathlib import Path
 
+from bento_kv.bento.drain import Drain
 from bento_kv.engine.config import EngineConfig
-from bento_kv.engine.drain import Drain
 from bento_kv.engine.engine import Engine
 from tests.engine.fakes import FakeDecoder, letters
 
@@ -19,7 +19,7 @@ SERVER = """
 import signal, sys, threading, time
 from dataclasses import replace
 from bento_kv.engine.config import EngineConfig
-from bento_kv.engine.drain import Drain
+from bento_kv.bento.drain import Drain
 from bento_kv.engine.engine import Engine
 from bento_kv.errors import EngineClosedError
 from tests.engine.fakes import FakeDecoder, always, client, letters

@@ -1,0 +1,182 @@
+"""Bounds on connections, which uvicorn has none of: how many there are, and how long each may wait for its client.
+
+A client that sends half a head, half a body or nothing, or that does not read its answer, holds a connection, and with it a
+descriptor of the process, the memory of what it has sent, and the server's end. uvicorn's own limits begin behind a
+whole head (`limit_concurrency`) or behind an answer (`timeout_keep_alive`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import struct
+import termios
+from collections.abc import Iterable
+from dataclasses import dataclass
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
+
+from bento_kv.errors import EngineClosedError
+from bento_kv.server.exchange import new_request_id
+from bento_kv.server.jsontext import dumps
+from bento_kv.server.problems import Problem, problem_of, too_slow
+
+if TYPE_CHECKING:
+    # What is here of a protocol of uvicorn's, all of which have it; a class of its own would shadow it.
+    class _Base(asyncio.Protocol):
+        connections: set[Any]
+        cycle: _Cycle | None
+        flow: _Flow
+        loop: asyncio.AbstractEventLoop
+        transport: asyncio.Transport
+
+        def shutdown(self) -> None: ...
+
+else:
+    _Base = object
+
+_LOOK_SECONDS = 1.0  # how often a connection is looked at, and with it how exact its limits are
+_NO_ROOM = problem_of(
+    EngineClosedError("The server has no room for this connection, or is shutting down; try again later."),
+    request_id="",
+)
+Phase = Literal["head", "body", "answer", "unread"]
+
+
+class _Cycle(Protocol):
+    """A request and its answer, as uvicorn has them."""
+
+    more_body: bool
+    response_started: bool
+    response_complete: bool
+    disconnected: bool
+    message_event: asyncio.Event
+
+
+class _Flow(Protocol):
+    write_paused: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ConnectionLimits:
+    """What connections of one process may take.
+
+    Attributes:
+        connections: at once. One more takes the place of the one that has waited longest for its client; if none waits, it
+            gets 503.
+        head_seconds: to the end of the next request's head, from the connection's beginning or the last answer's end.
+        body_seconds: from there to the end of its body; 408 after that.
+        unread_seconds: in which a client that leaves an answer unread has to take some of it.
+    """
+
+    connections: int = 512
+    head_seconds: float = 10.0
+    body_seconds: float = 60.0
+    unread_seconds: float = 30.0
+
+    def of(self, phase: Phase) -> float | None:
+        """Seconds that a connection may stay in a phase; None without limit."""
+        return {"head": self.head_seconds, "body": self.body_seconds, "unread": self.unread_seconds}.get(phase)
+
+
+def bounded(protocol: type[asyncio.Protocol], limits: ConnectionLimits) -> type[asyncio.Protocol]:
+    """One of uvicorn's HTTP protocols with these limits, for `uvicorn.Config.http_protocol_class`."""
+    return cast("type[asyncio.Protocol]", type("BoundedProtocol", (_Bounded, protocol), {"limits": limits}))
+
+
+class _Bounded(_Base):
+    limits: ConnectionLimits
+    _state: tuple[Phase, object] = ("head", None)
+    _since = 0.0  # when it was first seen in that state
+    _looking: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        super().connection_made(transport)
+        self._since = self.loop.time()
+        self._looking = self.loop.call_later(_LOOK_SECONDS, self._look)
+        if len(self.connections) > self.limits.connections and not _make_room(self.connections - {self}):
+            self._end(_NO_ROOM)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._looking is not None:
+            self._looking.cancel()
+        super().connection_lost(exc)
+
+    def shutdown(self) -> None:
+        """The server stops. Who has not sent a whole request yet is told to ask another one."""
+        if self._phase() == "body":
+            self._end(_NO_ROOM)
+        else:
+            super().shutdown()
+
+    def waiting_since(self) -> float | None:
+        """When it began to wait for a request of its client; None if it does not."""
+        return self._since if self._phase() in ("head", "body") else None
+
+    def _look(self) -> None:
+        """End the connection if it has been in its phase for too long, and look again later."""
+        phase = self._phase()
+        limit = self.limits.of(phase)
+        if limit is not None and self.loop.time() - self._since > limit:
+            if phase == "unread":
+                self.transport.abort()
+                return
+            self._end(too_slow(limit) if phase == "body" else None)
+        self._looking = self.loop.call_later(_LOOK_SECONDS, self._look)
+
+    def _phase(self) -> Phase:
+        state = self._now()
+        if state != self._state:
+            self._state, self._since = state, self.loop.time()
+        return state[0]
+
+    def _now(self) -> tuple[Phase, object]:
+        """The phase, and what differs when the phase has begun anew."""
+        cycle = self.cycle
+        if self.flow.write_paused or self.transport.is_closing():
+            return "unread", _unread_bytes(self.transport)
+        if cycle is None or cycle.response_complete:
+            return "head", cycle
+        return ("body" if cycle.more_body else "answer"), cycle
+
+    def _end(self, problem: Problem | None) -> None:
+        """Close the connection; a request that has no answer yet gets this one."""
+        cycle = self.cycle
+        if problem is not None and (cycle is None or not cycle.response_started):
+            self.transport.write(_raw(problem))
+        if cycle is not None:  # to those who wait for it, the client has left
+            cycle.disconnected = True
+            cycle.message_event.set()
+        self.transport.close()
+
+
+def _make_room(connections: Iterable[Any]) -> bool:
+    """End the one of the connections that has waited longest for its client; False if none waits."""
+    ours = [each for each in connections if isinstance(each, _Bounded)]
+    waiting = {each: since for each in ours if (since := each.waiting_since()) is not None}
+    if not waiting:
+        return False
+    min(waiting, key=waiting.__getitem__)._end(_NO_ROOM)
+    return True
+
+
+def _unread_bytes(transport: asyncio.Transport) -> int:
+    """What was written and the client has not taken: what waits here, and what the kernel has, which takes it in large
+    pieces only."""
+    (queued,) = struct.unpack("i", fcntl.ioctl(transport.get_extra_info("socket"), termios.TIOCOUTQ, bytes(4)))
+    return transport.get_write_buffer_size() + int(queued)
+
+
+def _raw(problem: Problem) -> bytes:
+    """The bytes of an answer that no framework sends."""
+    body = dumps(problem.body).encode()
+    headers = {
+        "content-type": "application/json",
+        "content-length": len(body),
+        "connection": "close",
+        "x-request-id": new_request_id(),
+        **problem.headers,
+    }
+    lines = [f"HTTP/1.1 {problem.status} {HTTPStatus(problem.status).phrase}"]
+    lines += [f"{name}: {value}" for name, value in headers.items()]
+    return "\r\n".join([*lines, "", ""]).encode() + body
