@@ -51,7 +51,7 @@ from bento_kv.contract.precision import CACHE_ELEMENTS, EXPORTED
 def export(source: str, directory: Path, force: bool, as_json: bool, **options: Any) -> None:
     """Export SOURCE, a Hugging Face directory or hub id or `demo`, to a decoder directory."""
     from bento_kv.export.exporter import export as run
-    from bento_kv.export.graph.quantized import Quantization
+    from bento_kv.export.graph.weights import Quantization
 
     given = {name: value for name, value in options.items() if value is not None}
     how: dict[str, Any] = {

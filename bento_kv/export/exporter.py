@@ -28,7 +28,7 @@ from bento_kv.export.graph import clean_up, optimize
 from bento_kv.export.graph.cache import quantize_cache
 from bento_kv.export.graph.grouped import group_queries
 from bento_kv.export.graph.origins import Origins
-from bento_kv.export.graph.quantized import Quantization
+from bento_kv.export.graph.weights import Quantization
 from bento_kv.export.kv_scales import cache_scales
 from bento_kv.export.model import Survey, fix_rotary, load_config, load_model, survey
 from bento_kv.export.storage import save

@@ -12,7 +12,8 @@ from bento_kv.contract.precision import Precision
 from bento_kv.errors import ExportError
 from bento_kv.export.graph.origins import Origins
 from bento_kv.export.graph.projections import fold_transposes
-from bento_kv.export.graph.quantized import Quantization, Weights, use_blocks, use_columns
+from bento_kv.export.graph.quantized import use_blocks, use_columns
+from bento_kv.export.graph.weights import Quantization, Weights
 
 PREFILL_FILE = "prefill.onnx"
 

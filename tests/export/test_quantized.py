@@ -13,7 +13,7 @@ from bento_kv.contract.manifest import Manifest
 from bento_kv.contract.plan import Exactness, StepPlan, StepRow
 from bento_kv.errors import ExportError
 from bento_kv.export.exporter import export
-from bento_kv.export.graph.quantized import Quantization
+from bento_kv.export.graph.weights import Quantization
 from bento_kv.runtime.decoder import OnnxDecoder
 from tests import decoders
 

@@ -14,7 +14,7 @@ from bento_kv.contract.rotation import Rotated, rotate, rotation
 from bento_kv.contract.verification import Verification
 from bento_kv.errors import ExportError
 from bento_kv.export.exporter import export
-from bento_kv.export.graph.quantized import Quantization
+from bento_kv.export.graph.weights import Quantization
 from bento_kv.proof.parity import TorchReference
 from bento_kv.proof.proof import prove
 from tests.zoo import save_model
