@@ -13,6 +13,7 @@ from functools import partial
 from queue import Empty, SimpleQueue
 
 from bento_kv.contract.decoder import Decoder
+from bento_kv.engine.backlog import Backlogs
 from bento_kv.engine.config import EngineConfig
 from bento_kv.engine.core import EngineCore
 from bento_kv.engine.deadlines import Deadlines
@@ -51,6 +52,7 @@ class Engine:
         observer: Observer | None = None,
         recorders: Sequence[Recorder] = (),
     ) -> None:
+        self.backlogs = Backlogs()  # of those who read answers
         slots = min(config.slots, decoder.slots)
         max_length = min(config.max_length or decoder.max_length, decoder.max_length)
         kv_tokens = slots * max_length if config.kv_tokens is None else config.kv_tokens

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AsyncExitStack, contextmanager
 from dataclasses import dataclass, field
 
 import pytest
 
 from bento_kv.contract.plan import StepPlan
+from bento_kv.engine import backlog
 from bento_kv.engine.config import EngineConfig
 from bento_kv.engine.engine import Engine
 from bento_kv.engine.request import SamplingParams, StepOutput, Submission
@@ -346,3 +348,72 @@ def test_a_stream_that_is_not_read_ends_its_request_and_nobody_elses(logprobs: i
 
     with running() as engine:
         asyncio.run(asyncio.wait_for(scenario(engine), 300))
+
+
+def alive(engine: Engine) -> int:
+    return engine.stats().running + engine.stats().waiting
+
+
+@pytest.fixture
+def low_limits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thousand events wait at most, and four thousand of a client."""
+    monkeypatch.setattr(backlog, "UNREAD_LIMIT", 4000)
+    monkeypatch.setattr(backlog, "CLIENT_LIMIT", 16_000)
+
+
+@pytest.mark.usefixtures("low_limits")
+def test_choices_that_are_not_read_count_together() -> None:
+    """One is read and one is not: the limit is that of the answer, and both of it end. Others go on."""
+    endless = Submission(prompt_ids=PROMPT, params=ENDLESS)
+
+    async def scenario(engine: Engine) -> None:
+        choices = [TokenStream(engine, Submission(prompt_ids=PROMPT, params=ENDLESS)) for _ in range(4)]
+        async with TokenStream(engine, endless) as other:
+            async with entered(engine, choices):
+                async for _ in other:
+                    if alive(engine) == 1:
+                        break
+                kept = [list[StepOutput]() for _ in choices]
+                for outputs, choice in zip(kept, choices, strict=True):
+                    with pytest.raises(UnreadError):
+                        await read_into(outputs, choice)
+                assert 0 < sum(map(len, kept)) <= 1001
+            async for _ in other:
+                break
+            assert alive(engine) == 1
+
+    with running() as engine:
+        asyncio.run(asyncio.wait_for(scenario(engine), 300))
+        assert engine.backlogs.clients == 0
+
+
+@pytest.mark.usefixtures("low_limits")
+def test_a_client_has_a_limit_for_all_its_answers_and_loses_those_that_it_does_not_read() -> None:
+    def asked(client: str) -> Submission:
+        return Submission(prompt_ids=PROMPT, params=ENDLESS, client=client)
+
+    async def scenario(engine: Engine) -> None:
+        deaf = [TokenStream(engine, asked("a")) for _ in range(6)]
+        async with (
+            TokenStream(engine, asked("a")) as read,
+            TokenStream(engine, asked("b")) as other,
+            AsyncExitStack() as all_,
+        ):
+            for stream in deaf:
+                await all_.enter_async_context(stream)
+            async for _ in read:
+                await anext(other)
+                if alive(engine) == 2:
+                    break
+            kept = [list[StepOutput]() for _ in deaf]
+            for outputs, stream in zip(kept, deaf, strict=True):
+                with pytest.raises(UnreadError):
+                    await read_into(outputs, stream)
+            assert sum(map(len, kept)) <= 4000 + 6
+            await anext(read)
+            await anext(other)
+
+    decoder = FakeDecoder(slots=8, logits=always("abc"), max_length=100_000, before_step=lambda plan: time.sleep(0.001))
+    with running(decoder, slots=8) as engine:
+        asyncio.run(asyncio.wait_for(scenario(engine), 300))
+        assert engine.backlogs.clients == 0

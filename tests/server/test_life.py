@@ -293,3 +293,17 @@ def test_an_unexpected_exception_is_500_without_its_details(caplog: pytest.LogCa
     assert "secret" not in response.text
     assert response.headers["x-request-id"] in caplog.text
     assert "secret detail" in caplog.text
+
+
+def test_an_answer_of_many_choices_that_is_not_read_is_ended_and_nobody_elses() -> None:
+    """By what waits to be read of all its choices; each has far less than that. What is beside it comes to its end."""
+    with serving(slots=8, before_step=lambda plan: None) as world:
+        told = "say:" + "told to the end " * 60 + "|"
+        body = json.dumps({"model": MODEL, "prompt": told})
+        unread = send(world, {**ENDLESS_CHAT, "stream": True, "n": 7, "logprobs": True, "top_logprobs": 20})
+        world.wait_until(lambda stats: stats.running == 7)
+        beside = httpx.post(f"{world.url}/v1/completions", content=body, headers=JSON, timeout=120)
+        assert beside.json()["choices"][0]["text"] == "told to the end " * 60
+        world.wait_until_idle()
+        assert sorted(world.observer.reasons) == ["abort"] * 7 + ["stop"]
+        unread.close()
