@@ -66,6 +66,21 @@ def precision(model: onnx.ModelProto) -> Precision:
     return "fp16" if halves > elements[TensorProto.FLOAT] else "fp32"
 
 
+def element_types(model: onnx.ModelProto) -> set[str]:
+    """Of weights, inputs, outputs, and of what is cast to within, in lower case."""
+    graphs = list(nested_graphs(model.graph))
+    values = [value for graph in graphs for value in (*graph.input, *graph.output, *graph.value_info)]
+    found = {value.type.tensor_type.elem_type for value in values}
+    found |= {tensor.data_type for graph in graphs for tensor in graph.initializer}
+    nodes = (node for graph in graphs for node in graph.node)
+    for attribute in (attribute for node in nodes for attribute in node.attribute):
+        if attribute.name == "to":
+            found.add(attribute.i)
+        elif attribute.type == onnx.AttributeProto.TENSOR:
+            found.add(attribute.t.data_type)
+    return {TensorProto.DataType.Name(number).lower() for number in found - {TensorProto.UNDEFINED}}
+
+
 @cache
 def highest_ir_version() -> int:
     """The newest ONNX IR version that the installed runtime loads; it has no call that tells (onnxruntime #14932)."""

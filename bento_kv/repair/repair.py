@@ -7,6 +7,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
+from bento_kv.doctor.export.unloadable import load_failed
 from bento_kv.doctor.records import Finding
 from bento_kv.errors import BentoKVError, DecoderError
 from bento_kv.repair.axes import Axes, name_axes
@@ -18,7 +19,7 @@ from bento_kv.repair.pairs import cast_presents, pair_up
 from bento_kv.repair.records import Change, Repair
 from bento_kv.repair.reexport import reexport
 from bento_kv.repair.versions import lower_versions
-from bento_kv.repair.weights import carry_weights, find_weights
+from bento_kv.repair.weights import carry_weights, find_weights, without_weights
 from bento_kv.runtime.session import open_session
 
 
@@ -129,8 +130,9 @@ class _Mending:
         except BentoKVError as error:
             file = self._result.source
             reason = str(error).replace(str(self._target), file.name)
+            found = load_failed(file, reason, ir.to_proto(without_weights(self._model)[0]))
             advice = "A new export is needed: give the model as --reference"
-            self._note([], [Change("load-failed", file.name, f"{reason}. {advice}")])
+            self._note([], [Change(found.id, found.where, f"{found.explain}. {advice}")])
             return False
         return True
 

@@ -168,6 +168,11 @@ def _logits(outputs: Sequence[TensorSpec]) -> TensorSpec:
     shaped = [s for s in outputs if s.dtype in _FLOATS and len(s.shape) in (2, 3) and not _may_be_cache(s)]
     found = [s for s in named if s.dtype in _FLOATS] or shaped
     if not found:
+        if named:
+            raise DecoderError(
+                f"the graph's output {named[0].name} is {named[0].dtype}: logits are floating-point numbers, before any "
+                "arg-max or sampling; export the model without what comes behind them"
+            )
         raise DecoderError(
             f"the graph has no logits among its outputs ({', '.join(s.name for s in outputs[:4])}, ...): "
             "an output [batch, sequence, vocabulary] of a floating-point type"

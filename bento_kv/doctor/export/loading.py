@@ -13,6 +13,7 @@ from onnx.external_data_helper import ExternalDataInfo, uses_external_data
 
 from bento_kv.contract.files import MANIFEST_FILE
 from bento_kv.contract.graph_io import TensorSpec
+from bento_kv.doctor.export.unloadable import is_brief, load_failed, unreadable
 from bento_kv.doctor.records import Finding
 from bento_kv.errors import BentoKVError, DecoderError
 from bento_kv.onnx_file import (
@@ -121,8 +122,12 @@ def open_graphs(files: tuple[Path, ...], folder: Path, *, threads: int | None = 
         try:
             sessions.append(open_session(file, threads=threads))
         except BentoKVError as error:
-            opened.findings.append(_load_failed(file, str(error)))
+            opened.findings.append(load_failed(file, str(error), opened.models[opened.files.index(file)]))
             return opened
+    if brief := [spec for spec in (*opened.inputs, *declared_outputs(model)) if is_brief(spec.dtype)]:
+        reason = f"{brief[0].name} is {brief[0].dtype}, which numpy has no type for, so that it is not fed or read here"
+        opened.findings.append(load_failed(opened.files[-1], reason, model))
+        return opened
     opened.graph = (
         PackedGraph(sessions[0], opened.inputs)
         if opened.interface.packed
@@ -139,8 +144,8 @@ def _parse(file: Path) -> onnx.ModelProto | Finding:
     except DecodeError as error:
         if file.suffix != ".onnx":
             raise DecoderError(f"{file} is not an ONNX file: {error}") from error
-        return _load_failed(file, f"it is not an ONNX file, or was cut off: {error}")
-    return model if model.graph.node else _load_failed(file, "it is empty, or not an ONNX file")
+        return unreadable(file, f"it is not an ONNX file, or was cut off: {error}")
+    return model if model.graph.node else unreadable(file, "it is empty, or not an ONNX file")
 
 
 def _versions(model: onnx.ModelProto, file: Path) -> list[Finding]:
@@ -204,16 +209,6 @@ def _size(file: Path) -> int:
 def _state(file: Path, end: int) -> str:
     size = _size(file)
     return "is missing" if size < 0 else f"has {size} bytes, and the graph reads up to {end}"
-
-
-def _load_failed(file: Path, reason: str) -> Finding:
-    return Finding(
-        id="load-failed",
-        where=file.name,
-        explain=f"The runtime does not load it: {reason}",
-        fix="If the complaint names an operator or a type, export again for this runtime and its CPU provider; if the "
-        "file was cut off, copy it again.",
-    )
 
 
 def open_cached(target: Path, *, threads: int | None = None) -> tuple[CachedGraph, int]:

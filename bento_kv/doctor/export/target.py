@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from bento_kv.doctor.export.loading import Opened
+from bento_kv.doctor.export.unloadable import brief_types
 from bento_kv.doctor.records import Target
 from bento_kv.onnx_file import opsets, precision
 
@@ -21,7 +22,7 @@ def describe(target: Path, opened: Opened) -> Target:
         layout=_layout(opened),
         cache=f"[{', '.join(map(str, spec.shape))}] {spec.dtype}" if spec else "",
         layers=interface.layers if interface else 0,
-        precision=precision(model) if model else "",
+        precision=(brief_types(model) or precision(model)) if model else "",
         opset=opsets(model) if model else {},
         ir_version=model.ir_version if model else None,
     )
