@@ -30,6 +30,7 @@ ExportFaultId = Literal[
     "mask-ignores-past",
     "batch-rows-mixed",
     "nan",
+    "logits-constant",
     "numeric-mismatch",
 ]
 LoopFaultId = Literal[
@@ -198,6 +199,13 @@ _ROWS = (
         "logits or cache contain values that are not numbers",
         cause="sums or a softmax that overflow in half precision, or a row that is masked whole",
         remedy="keep sums and softmax in fp32, or export in fp32",
+    ),
+    _export(
+        "logits-constant",
+        "the logits are the same whatever tokens are fed",
+        cause="weights that were lost or left as zeros, a head that reads another tensor, or an output that was folded to a "
+        "constant",
+        remedy="check the weights of the model that is exported, and that its logits vary there; then export again",
     ),
     _export(
         "numeric-mismatch",

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable
 from pathlib import Path
 
 import onnx
@@ -14,8 +12,7 @@ from bento_kv.doctor.diagnose import diagnose
 from bento_kv.doctor.export.loading import open_decoder_file
 from bento_kv.errors import DecoderError
 from bento_kv.repair.repair import repair
-
-Change = Callable[[onnx.ModelProto], None]
+from tests.doctor.ends import Change, behind_logits, saved
 
 
 @pytest.fixture(scope="module")
@@ -23,17 +20,9 @@ def healthy(growing_file: Path) -> onnx.ModelProto:
     return onnx.load(growing_file)
 
 
-def _behind_logits(model: onnx.ModelProto, *nodes: onnx.NodeProto) -> None:
-    """Nodes from `inner` to `logits`, where the model gives its logits as `inner`."""
-    for node in model.graph.node:
-        node.output[:] = ["inner" if name == "logits" else name for name in node.output]
-        node.input[:] = ["inner" if name == "logits" else name for name in node.input]
-    model.graph.node.extend(nodes)
-
-
 def within(dtype: int) -> Change:
     def change(model: onnx.ModelProto) -> None:
-        _behind_logits(
+        behind_logits(
             model,
             helper.make_node("Cast", ["inner"], ["brief"], to=dtype),
             helper.make_node("Exp", ["brief"], ["computed"]),
@@ -57,15 +46,8 @@ def cache_in(dtype: int) -> Change:
 
 
 def custom_operator(model: onnx.ModelProto) -> None:
-    _behind_logits(model, helper.make_node("Sorcery", ["inner"], ["logits"], domain="com.elsewhere"))
+    behind_logits(model, helper.make_node("Sorcery", ["inner"], ["logits"], domain="com.elsewhere"))
     model.opset_import.append(helper.make_opsetid("com.elsewhere", 1))
-
-
-def _saved(model: onnx.ModelProto, change: Change, folder: Path) -> Path:
-    changed, file = copy.deepcopy(model), folder / "model.onnx"
-    change(changed)
-    onnx.save(changed, file)
-    return file
 
 
 @pytest.mark.parametrize(
@@ -81,7 +63,7 @@ def _saved(model: onnx.ModelProto, change: Change, folder: Path) -> Path:
 def test_the_type_or_the_operator_is_named(
     healthy: onnx.ModelProto, tmp_path: Path, change: Change, words: str
 ) -> None:
-    file = _saved(healthy, change, tmp_path)
+    file = saved(healthy, change, tmp_path)
     diagnosis = diagnose(file)
     assert (diagnosis.scenario, diagnosis.export.findings[0].id) == ("D", "load-failed")
     finding = diagnosis.export.findings[0]
@@ -94,15 +76,15 @@ def test_the_type_or_the_operator_is_named(
 
 
 def test_half_precision_within_is_computed(healthy: onnx.ModelProto, tmp_path: Path) -> None:
-    opened = open_decoder_file(_saved(healthy, within(TensorProto.FLOAT16), tmp_path))
+    opened = open_decoder_file(saved(healthy, within(TensorProto.FLOAT16), tmp_path))
     assert not opened.findings
 
 
 def test_tokens_in_the_place_of_logits_are_named(healthy: onnx.ModelProto, tmp_path: Path) -> None:
     def arg_max(model: onnx.ModelProto) -> None:
-        _behind_logits(model, helper.make_node("ArgMax", ["inner"], ["logits"], axis=-1))
+        behind_logits(model, helper.make_node("ArgMax", ["inner"], ["logits"], axis=-1))
         value = next(value for value in model.graph.output if value.name == "logits")
         value.type.tensor_type.elem_type = TensorProto.INT64
 
     with pytest.raises(DecoderError, match="logits is int64"):
-        diagnose(_saved(healthy, arg_max, tmp_path))
+        diagnose(saved(healthy, arg_max, tmp_path))

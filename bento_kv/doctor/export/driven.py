@@ -58,6 +58,27 @@ def not_a_number(output: GraphOutput) -> str:
     return ""
 
 
+def check_logits_vary(probe: Probe) -> list[Finding]:
+    """Logits differ from token to token, and among the tokens that may follow one."""
+    logits = probe.full.logits[0]  # [tokens, vocab_size]
+    if not probe.differ(np.broadcast_to(logits[:1], logits.shape), logits):
+        number = "all zeros" if not logits.any() else "the same numbers"
+        explain = f"The logits of {len(logits)} different tokens are {number}: nothing that is fed reaches them."
+    elif not probe.differ(np.broadcast_to(logits[:, :1], logits.shape), logits):
+        explain = f"The {logits.shape[1]} logits of each token are one number: no token is likelier than another."
+    else:
+        return []
+    return [
+        Finding(
+            id="logits-constant",
+            where="logits",
+            explain=explain + " Arg-max gives one token for ever.",
+            fix="Run the model that is exported, and look whether its logits vary: weights may be missing from its "
+            "checkpoint, or zeros. " + REEXPORT,
+        )
+    ]
+
+
 def check_repeatable(probe: Probe) -> list[Finding]:
     """The same step twice gives the same numbers; else nothing can be compared with anything."""
     error = probe.error(probe.uncached(probe.ids).logits, probe.full.logits)

@@ -12,6 +12,7 @@ from bento_kv.doctor.export.declared import check_declared
 from bento_kv.doctor.export.driven import (
     check_cached,
     check_causal,
+    check_logits_vary,
     check_numbers_are_numbers,
     check_repeatable,
     measure_steps,
@@ -151,6 +152,7 @@ class _Examination:
             check_lengths(probe, self._opened.present_names)
             or check_numbers_are_numbers(probe)
             or check_repeatable(probe)
+            or check_logits_vary(probe)
         )
         self._findings += wrong
         return not wrong
