@@ -11,7 +11,8 @@
     ├── TraceError               a step trace cannot be read as one
     ├── MetricsError             a server's metrics cannot be read
     ├── RequestError             a request cannot be served as it is
-    │   └── ContextLengthError   prompt and answer do not fit in the context
+    │   ├── ContextLengthError   prompt and answer do not fit in the context
+    │   └── TemplateLimitError   the chat template takes more than it may
     ├── QueueFullError           no room for another waiting request
     ├── OutOfTimeError           a request has no answer within its time
     ├── UnreadError              an answer was not read
@@ -39,6 +40,7 @@ __all__ = [
     "QueueFullError",
     "RequestError",
     "SourceError",
+    "TemplateLimitError",
     "TraceError",
     "UnreadError",
     "UnsupportedArchitecture",
@@ -124,6 +126,15 @@ class ContextLengthError(RequestError):
     """Prompt and answer do not fit in the context."""
 
     code = "context_length_exceeded"
+
+
+class TemplateLimitError(RequestError):
+    """The model's chat template takes more time, memory or text than it may for these messages."""
+
+    code = "template_limit"
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, param="messages")
 
 
 class QueueFullError(BentoKVError):

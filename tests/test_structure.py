@@ -47,6 +47,7 @@ def test_every_error_is_public_and_says_what_a_client_is_answered() -> None:
     answers = {name: (kind.http_status, kind.error_type) for name, kind in own.items() if kind.http_status != 500}
     assert answers == {
         "ContextLengthError": (400, "invalid_request_error"),
+        "TemplateLimitError": (400, "invalid_request_error"),
         "EngineClosedError": (503, "server_error"),
         "OutOfTimeError": (503, "server_error"),
         "UnreadError": (408, "invalid_request_error"),

@@ -10,7 +10,7 @@ import numpy as np
 
 from bento_kv.contract.checks import holds
 from bento_kv.contract.verification import Check
-from bento_kv.errors import BentoKVError
+from bento_kv.errors import BentoKVError, TemplateLimitError
 from bento_kv.proof.texts import CHATS, PROBES
 from bento_kv.text.tokenizer import Tokenizer
 
@@ -106,6 +106,8 @@ def _same_text(tokenizer: Tokenizer, reference: TextReference, ids: Sequence[int
 def _render(tokenizer: Tokenizer, chat: Sequence[Mapping[str, str]]) -> str | None:
     try:
         return tokenizer.render_chat(chat)
+    except TemplateLimitError:  # transformers knows no limits
+        raise
     except BentoKVError:
         return None
 

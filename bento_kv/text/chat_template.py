@@ -3,59 +3,54 @@
 What a template may rely on is described in transformers' documentation ("Writing a chat template"): trimmed blocks, loop
 controls, `raise_exception`, `strftime_now`, a `tojson` that escapes no HTML, and `generation` blocks, which mark what
 the assistant said for training and here only contain it.
+
+It is rendered in another process, with limits: see `rendering`.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
-from typing import Any, NoReturn
+from typing import Any
 
-from jinja2 import TemplateError, nodes
-from jinja2.ext import Extension
-from jinja2.parser import Parser
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+from bento_kv.errors import ManifestError, RequestError, TemplateLimitError
+from bento_kv.text.renderer import RENDERER
 
-from bento_kv.errors import ManifestError, RequestError
+_MAX_BYTES = 2**20  # of a template; the longest known has a fiftieth
 
 
 class ChatTemplate:
-    """A compiled template.
+    """A compiled template, that has been tried.
 
     Args:
         text: of the template.
         special_tokens: `bos_token`, `eos_token`, ...: what templates call them and their text.
-        write: changes what the template writes of its own; nothing unless given.
 
     Attributes:
         literals: texts that are spelled out in it, and those of its special tokens.
 
     Raises:
-        ManifestError: it is not a template.
+        ManifestError: it is not a template, or takes more than it may for a conversation of one word.
     """
 
-    def __init__(
-        self, text: str, special_tokens: Mapping[str, str], write: Callable[[str], str] = lambda text: text
-    ) -> None:
-        environment = ImmutableSandboxedEnvironment(
-            trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols", _GenerationBlock]
-        )
-        environment.filters["tojson"] = _to_json
-        environment.globals["raise_exception"] = _raise
-        try:
-            tree = environment.parse(text)
-            self.literals = [*_literals(tree), *special_tokens.values()]
-            _rewrite(tree, write)
-            self._template = environment.from_string(tree)
-        except TemplateError as error:
-            raise ManifestError(f"the chat template is not valid: {error}") from error
+    def __init__(self, text: str, special_tokens: Mapping[str, str]) -> None:
+        if len(text.encode()) > _MAX_BYTES:
+            raise ManifestError(f"the chat template has more than {_MAX_BYTES} bytes")
         self._text = text
         self._special_tokens = dict(special_tokens)
+        self._marks: dict[str, str] = {}
+        answer = self._ask(None, datetime.now())
+        if "literals" not in answer:
+            raise ManifestError(f"the chat template is not valid: {answer.get('invalid') or _too_much(answer)}")
+        self.literals: list[str] = answer["literals"]
+        if "over" in (answer := self._ask([{"role": "user", "content": "Hi"}], datetime.now())):
+            raise ManifestError(f"the chat template cannot be used: {_too_much(answer)}")
 
-    def marked(self, write: Callable[[str], str]) -> ChatTemplate:
-        """The template with `write` applied to each text that it writes of its own, and to no text that it looks for."""
-        return ChatTemplate(self._text, {name: write(token) for name, token in self._special_tokens.items()}, write)
+    def marked(self, marks: Mapping[str, str]) -> ChatTemplate:
+        """The template with `marks` put in the place of texts that it writes of its own, and of none that it looks for."""
+        marked = object.__new__(ChatTemplate)
+        marked.__dict__ = {**self.__dict__, "_marks": dict(marks)}
+        return marked
 
     def render(self, messages: Sequence[Mapping[str, Any]], *, now: datetime | None = None) -> str:
         """The messages as the model was trained to read them, the assistant's turn opened.
@@ -66,70 +61,24 @@ class ChatTemplate:
 
         Raises:
             RequestError: the template refuses the messages.
+            TemplateLimitError: it takes more than it may for them.
         """
+        answer = self._ask(list(messages), now or datetime.now())
+        if "over" in answer:
+            raise TemplateLimitError(f"the model's chat template fails on these messages: {_too_much(answer)}")
+        if "rendered" not in answer:
+            why = answer.get("refused") or answer["invalid"]
+            raise RequestError(f"the model's chat template refuses these messages: {why}", param="messages")
+        rendered: str = answer["rendered"]
+        return rendered
+
+    def _ask(self, messages: list[Mapping[str, Any]] | None, now: datetime) -> dict[str, Any]:
+        request = {"text": self._text, "tokens": self._special_tokens, "marks": self._marks, "now": now.isoformat()}
         try:
-            return self._template.render(
-                messages=list(messages),
-                tools=None,
-                documents=None,
-                add_generation_prompt=True,
-                strftime_now=(now or datetime.now()).strftime,
-                **self._special_tokens,
-            )
-        except (TemplateError, TypeError, ValueError, KeyError) as error:
-            message = f"the model's chat template refuses these messages: {error}"
-            raise RequestError(message, param="messages") from error
+            return RENDERER.ask({**request, "messages": messages})
+        except (TypeError, ValueError, RecursionError) as error:
+            raise RequestError(f"messages are not made of what JSON has: {error}", param="messages") from error
 
 
-class _GenerationBlock(Extension):
-    tags = {"generation"}  # noqa: RUF012 - Jinja's form
-
-    def parse(self, parser: Parser) -> nodes.Node | list[nodes.Node]:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
-
-
-# Fields of expressions whose text is looked for, and not written.
-_LOOKED_FOR: Mapping[type[nodes.Node], tuple[str, ...]] = {
-    nodes.Compare: ("expr", "ops"),
-    nodes.Test: ("node", "args", "kwargs"),
-    nodes.If: ("test",),
-    nodes.CondExpr: ("test",),
-    nodes.For: ("test",),
-    nodes.Filter: ("args", "kwargs"),
-    nodes.Getitem: ("arg",),
-}
-
-
-def _literals(tree: nodes.Node) -> Iterator[str]:
-    for node in tree.find_all((nodes.TemplateData, nodes.Const)):
-        text = node.data if isinstance(node, nodes.TemplateData) else getattr(node, "value", None)
-        if isinstance(text, str):
-            yield text
-
-
-def _rewrite(node: nodes.Node, write: Callable[[str], str]) -> None:
-    """Change in place what a tree writes of its own."""
-    if isinstance(node, nodes.TemplateData):
-        node.data = write(node.data)
-    elif isinstance(node, nodes.Const) and isinstance(node.value, str):
-        node.value = write(node.value)
-    skipped = _LOOKED_FOR.get(type(node), ())
-    if isinstance(node, nodes.Call) and isinstance(node.node, nodes.Getattr):  # a method of a string, nearly always
-        skipped = ("args", "kwargs")
-    for child in node.iter_child_nodes(exclude=skipped):
-        _rewrite(child, write)
-
-
-def _to_json(
-    value: Any,
-    ensure_ascii: bool = False,
-    indent: int | None = None,
-    separators: tuple[str, str] | None = None,
-    sort_keys: bool = False,
-) -> str:
-    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
-
-
-def _raise(message: str) -> NoReturn:
-    raise TemplateError(message)
+def _too_much(answer: Mapping[str, Any]) -> str:
+    return f"it takes more than {answer['over']}"

@@ -18,7 +18,7 @@ from __future__ import annotations
 import json
 import re
 import secrets
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
@@ -26,6 +26,7 @@ import tokenizers
 
 from bento_kv.errors import ManifestError, RequestError
 from bento_kv.text.chat_template import ChatTemplate
+from bento_kv.text.rendering import any_of
 
 _MASK = "\ue000"
 _RUN = re.compile(rf"{_MASK}(?:[{_MASK}\s]*{_MASK})?|[^{_MASK}]+")  # what users wrote from end to end, or the template
@@ -62,9 +63,9 @@ class MessageGuard:
         control = _control_tokens(document, template)
         secret = secrets.token_hex(16)
         self._marks = {content: f"<{secret}:{token_id}>" for content, token_id in control.items()}
-        self._pattern = _any_of(self._marks)
+        self._pattern = any_of(self._marks)
         self._template = template
-        self._marked = template.marked(self._mark)
+        self._marked = template.marked(self._marks)
         self._encode = encode
         try:
             self._backend = tokenizers.Tokenizer.from_str(json.dumps(_renamed(document, self._marks)))
@@ -78,7 +79,7 @@ class MessageGuard:
         self._normalize: Callable[[str], str] | None = None
         if self._backend.normalizer is not None and any(token["normalized"] for token in document["added_tokens"]):
             self._normalize = self._backend.normalizer.normalize_str
-            self._normalized = _any_of({*control, *(self._normalize(content).strip("\u2581 ") for content in control)})
+            self._normalized = any_of({*control, *(self._normalize(content).strip("\u2581 ") for content in control)})
 
     def encode(self, messages: Messages, check: Callable[[str], None] = lambda rendered: None) -> list[int]:
         """Token ids of the rendering, with the assistant's turn opened.
@@ -111,7 +112,7 @@ class MessageGuard:
             return "".join(text if seen[0] == _MASK else self._mark(text) for seen, text in runs)
         marked = self._marked.render(messages, now=now)
         contents = {mark: content for content, mark in self._marks.items()}
-        ours = _any_of(contents)
+        ours = any_of(contents)
         plain = ours.sub(lambda found: contents[found[0]], marked)
         return None if plain == rendered and not self._found(ours.sub(_MASK, marked)) else marked
 
@@ -160,11 +161,6 @@ def _renamed(document: dict[str, Any], names: Mapping[str, str]) -> dict[str, An
         for token in document["added_tokens"]
     ]
     return {**document, "model": model, "added_tokens": added}
-
-
-def _any_of(texts: Iterable[str]) -> re.Pattern[str]:
-    """Finds the longest of the texts, none of which is empty."""
-    return re.compile("|".join(sorted(map(re.escape, filter(None, texts)), key=len, reverse=True)) or "(?!)")
 
 
 def _masked(value: Any) -> Any:
