@@ -8,6 +8,7 @@
     │   └── IntegrityError       a file's hash is not the manifest's
     ├── VerificationError        a proof failed, is missing, or does not hold on this machine
     ├── DecoderError             a step was asked for, or went, wrong
+    ├── TokenizerError           the model's tokenizer fails, or does not end
     ├── TraceError               a step trace cannot be read as one
     ├── MetricsError             a server's metrics cannot be read
     ├── RequestError             a request cannot be served as it is
@@ -41,6 +42,7 @@ __all__ = [
     "RequestError",
     "SourceError",
     "TemplateLimitError",
+    "TokenizerError",
     "TraceError",
     "UnreadError",
     "UnsupportedArchitecture",
@@ -54,13 +56,15 @@ class BentoKVError(Exception):
     """Base of all errors that bento_kv raises on purpose.
 
     Attributes:
-        http_status: of the answer to a request that ends with it. With 500 the message is for the log, not the client.
+        http_status: of the answer to a request that ends with it.
+        told: whether the message is for the client; it never is with 500 otherwise, but for the log.
         error_type: OpenAI's class of the error.
         code: a short machine-readable reason, as OpenAI's `code`; None if the type says it all.
         retry_after: seconds after which trying again makes sense; None if it never does.
     """
 
     http_status: ClassVar[int] = 500
+    told: ClassVar[bool] = False
     error_type: ClassVar[str] = "server_error"
     code: str | None = "internal_error"
     retry_after: float | None = None
@@ -92,6 +96,13 @@ class VerificationError(BentoKVError):
 
 class DecoderError(BentoKVError):
     """A step that the decoder cannot take, or that failed while it ran."""
+
+
+class TokenizerError(BentoKVError):
+    """The model's own tokenizer fails on a text or on token ids, or does not come to an end."""
+
+    told = True
+    code = "tokenizer_error"
 
 
 class TraceError(BentoKVError):

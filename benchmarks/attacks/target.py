@@ -14,6 +14,7 @@ from urllib.parse import urlsplit
 import httpx
 
 ANSWER_SECONDS = 30.0  # what an attacker waits for an answer
+_ADDRESS = "127.0.0.2"  # an attacker's own, so that it is another client than those who are attacked
 
 
 @dataclass
@@ -38,7 +39,8 @@ class Target:
     def client(self) -> httpx.AsyncClient:
         """For answers that are waited for."""
         limits = httpx.Limits(max_connections=None)
-        return httpx.AsyncClient(base_url=self.url, timeout=ANSWER_SECONDS, limits=limits)
+        transport = httpx.AsyncHTTPTransport(limits=limits, local_address=_ADDRESS)
+        return httpx.AsyncClient(base_url=self.url, timeout=ANSWER_SECONDS, transport=transport)
 
     async def post(self, http: httpx.AsyncClient, path: str, body: Any) -> httpx.Response | None:
         """Send a body and note the status; None if there was no answer."""
@@ -64,6 +66,7 @@ class Target:
         """A connection on which these bytes went out, and that is read by nobody; None if it was refused."""
         connection = socket.socket()
         connection.setblocking(False)
+        connection.bind((_ADDRESS, 0))
         if receive_buffer is not None:
             connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
         loop = asyncio.get_running_loop()

@@ -106,7 +106,7 @@ class LanguageModel:
         except BentoKVError as error:
             if begun:  # BentoML ends a stream cleanly after an exception; only this cuts the connection
                 raise asyncio.CancelledError(str(error)) from error
-            if error.http_status == HTTPStatus.INTERNAL_SERVER_ERROR:
+            if error.http_status == HTTPStatus.INTERNAL_SERVER_ERROR and not error.told:
                 raise
             raise BentoMLException(str(error), error_code=HTTPStatus(error.http_status)) from error
 
@@ -120,10 +120,10 @@ class LanguageModel:
         self.runnable.close(timeout=config.drain_timeout)
 
     def __is_alive__(self) -> bool:
-        return self.runnable.engine.alive
+        return self.runnable.engine.alive and not preparations.stalled
 
     def __is_ready__(self) -> bool:
-        return self.runnable.engine.accepting
+        return self.runnable.engine.accepting and not preparations.stalled
 
 
 logging.getLogger("bentoml.access").addFilter(OneLine())

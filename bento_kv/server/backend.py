@@ -20,6 +20,7 @@ class TextTokenizer(Protocol):
 
         Raises:
             ContextLengthError: it is longer for certain.
+            TokenizerError: the tokenizer fails on it.
         """
         ...
 

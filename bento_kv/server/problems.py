@@ -58,7 +58,7 @@ def problem_of(error: Exception, *, request_id: str) -> Problem:
     """The answer to an exception. What is not a client's business is logged under `request_id` and told to nobody."""
     if isinstance(error, Problem):
         return error
-    if isinstance(error, BentoKVError) and error.http_status != HTTPStatus.INTERNAL_SERVER_ERROR:
+    if isinstance(error, BentoKVError) and (error.told or error.http_status != HTTPStatus.INTERNAL_SERVER_ERROR):
         retry = {} if error.retry_after is None else {"retry-after": str(max(1, math.ceil(error.retry_after)))}
         return Problem(
             error.http_status,

@@ -24,8 +24,9 @@ from typing import Any
 
 import tokenizers
 
-from bento_kv.errors import ManifestError, RequestError
+from bento_kv.errors import ManifestError, RequestError, TokenizerError
 from bento_kv.text.chat_template import ChatTemplate
+from bento_kv.text.native import native
 from bento_kv.text.rendering import any_of
 
 _MASK = "\ue000"
@@ -68,8 +69,8 @@ class MessageGuard:
         self._marked = template.marked(self._marks)
         self._encode = encode
         try:
-            self._backend = tokenizers.Tokenizer.from_str(json.dumps(_renamed(document, self._marks)))
-        except Exception as error:  # the Rust tokenizer raises plain Exception
+            self._backend = native(tokenizers.Tokenizer.from_str, json.dumps(_renamed(document, self._marks)))
+        except TokenizerError as error:
             raise ManifestError(f"the tokenizer cannot be rebuilt without its control tokens: {error}") from error
         self._backend.no_truncation()
         self._backend.no_padding()
@@ -78,7 +79,8 @@ class MessageGuard:
         # Some tokens are looked for in the normalized text, in which users may have them that wrote something else.
         self._normalize: Callable[[str], str] | None = None
         if self._backend.normalizer is not None and any(token["normalized"] for token in document["added_tokens"]):
-            self._normalize = self._backend.normalizer.normalize_str
+            normalize = self._backend.normalizer.normalize_str
+            self._normalize = lambda text: native(normalize, text)
             self._normalized = any_of({*control, *(self._normalize(content).strip("\u2581 ") for content in control)})
 
     def encode(self, messages: Messages, check: Callable[[str], None] = lambda rendered: None) -> list[int]:
@@ -90,6 +92,7 @@ class MessageGuard:
 
         Raises:
             RequestError: the template refuses the messages.
+            TokenizerError: the tokenizer fails on the rendering.
         """
         now = datetime.now()
         rendered = self._template.render(messages, now=now)
@@ -97,7 +100,7 @@ class MessageGuard:
         text = self._with_marks(messages, rendered, now)
         if text is None:
             return self._encode(rendered)
-        return self._backend.encode_batch_fast([text], add_special_tokens=False)[0].ids  # does not keep the GIL
+        return native(self._backend.encode_batch_fast, [text], add_special_tokens=False)[0].ids  # keeps no GIL
 
     def _with_marks(self, messages: Messages, rendered: str, now: datetime) -> str | None:
         """The rendering with marks for the template's control tokens; None if it has no others."""

@@ -15,10 +15,11 @@ from typing import Any
 
 import tokenizers
 
-from bento_kv.errors import ContextLengthError, ManifestError, RequestError
+from bento_kv.errors import ContextLengthError, ManifestError, RequestError, TokenizerError
 from bento_kv.text.bounds import longest_token
 from bento_kv.text.chat_template import ChatTemplate
 from bento_kv.text.guard import MessageGuard
+from bento_kv.text.native import native
 
 _MANY_IDS = 1024  # decoded without the interpreter's lock from here on; fewer are decoded sooner with it
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
@@ -41,8 +42,8 @@ class Tokenizer:
         try:
             text = (directory / "tokenizer.json").read_text(encoding="utf-8")
             config = json.loads((directory / "tokenizer_config.json").read_text(encoding="utf-8"))
-            self._backend = tokenizers.Tokenizer.from_str(text)
-        except Exception as error:  # the Rust tokenizer raises plain Exception
+            self._backend = native(tokenizers.Tokenizer.from_str, text)
+        except (OSError, ValueError, TokenizerError) as error:
             raise ManifestError(f"{directory}: its tokenizer cannot be loaded: {error}") from error
         self._backend.no_truncation()
         self._backend.no_padding()
@@ -68,10 +69,11 @@ class Tokenizer:
 
         Raises:
             ContextLengthError: the text has more tokens than `room`, whatever they are.
+            TokenizerError: the tokenizer fails on it.
         """
         self._check_room(room, text)
         # `encode` would keep the interpreter's lock, and every other thread from running.
-        return self._backend.encode_batch_fast([text], add_special_tokens=add_special_tokens)[0].ids
+        return native(self._backend.encode_batch_fast, [text], add_special_tokens=add_special_tokens)[0].ids
 
     def render_chat(self, messages: Sequence[Mapping[str, Any]]) -> str:
         """The chat template's rendering, with the assistant's turn opened.
@@ -112,10 +114,14 @@ class Tokenizer:
         return self.encode_chat(messages, room=room) if messages else ids
 
     def decode(self, ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
-        """The text of token ids, spaces as they are; bytes that form no character become U+FFFD."""
+        """The text of token ids, spaces as they are; bytes that form no character become U+FFFD.
+
+        Raises:
+            TokenizerError: the tokenizer fails on them.
+        """
         if len(ids) < _MANY_IDS:
-            return self._backend.decode(list(ids), skip_special_tokens=skip_special_tokens)
-        return self._backend.decode_batch([list(ids)], skip_special_tokens=skip_special_tokens)[0]
+            return native(self._backend.decode, list(ids), skip_special_tokens=skip_special_tokens)
+        return native(self._backend.decode_batch, [list(ids)], skip_special_tokens=skip_special_tokens)[0]
 
     def token_bytes(self, token_id: int) -> bytes:
         """The bytes that one token stands for behind others; they need not be whole characters."""

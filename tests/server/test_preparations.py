@@ -11,7 +11,7 @@ import threading
 import httpx
 import pytest
 
-from bento_kv.errors import QueueFullError
+from bento_kv.errors import OutOfTimeError, QueueFullError, TokenizerError
 from bento_kv.server.preparations import Preparations
 from tests.server.world import MODEL, ByteTokenizer, World, serving
 
@@ -87,6 +87,27 @@ def test_who_leaves_while_waiting_costs_nothing_and_who_leaves_later_counts_to_t
     asyncio.run(scenario())
 
 
+def test_what_does_not_end_has_an_answer_keeps_its_place_and_shows() -> None:
+    async def scenario() -> None:
+        gate, preparations = Gate(), Preparations(100_000_000, timeout=0.2)
+        short = [asyncio.create_task(preparations.run(gate, size=100, client="a")) for _ in range(3)]
+        for stuck in short[:2]:
+            with pytest.raises(TokenizerError, match=r"0\.2 s"):
+                await stuck
+        with pytest.raises(OutOfTimeError):
+            await short[2]
+        assert preparations.stalled
+        assert preparations.bytes == 200
+        assert await preparations.run(lambda: "long", size=1_000_000, client="b") == "long"
+        gate.go_on.set()
+        assert await asyncio.wait_for(preparations.run(lambda: "done", size=100, client="b"), PATIENCE) == "done"
+        assert not preparations.stalled
+        assert preparations.bytes == 0
+        assert gate.count == 2
+
+    asyncio.run(scenario())
+
+
 class CountingTokenizer(ByteTokenizer):
     """Counts the long texts that it is given, and holds the first of them until told to go on."""
 
@@ -145,3 +166,18 @@ def test_too_many_long_bodies_are_told_to_come_back() -> None:
         for connection in connections:
             assert connection in refused or b"200 OK" in connection.recv(65536)
             connection.close()
+
+
+class PanickingTokenizer(ByteTokenizer):
+    """Its failure is the tokenizer's own."""
+
+    def encode(self, text: str, *, add_special_tokens: bool = True, room: int | None = None) -> list[int]:
+        raise TokenizerError("the model's tokenizer fails: a panic")
+
+
+@pytest.mark.parametrize("path", ["/v1/completions", "/v1/tokenize"])
+def test_a_tokenizer_that_fails_is_500_with_a_sentence(path: str) -> None:
+    with serving(tokenizer=PanickingTokenizer()) as world:
+        answer = httpx.post(f"{world.url}{path}", json={"model": MODEL, "prompt": "Hi"})
+    assert answer.status_code == 500
+    assert answer.json()["error"]["message"] == "the model's tokenizer fails: a panic"
