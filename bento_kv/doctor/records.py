@@ -140,4 +140,5 @@ def scenario_of(export: PartDiagnosis, loop: PartDiagnosis) -> tuple[Scenario, t
 
 def sentence(text: str) -> str:
     """With a capital and a full stop."""
-    return text[:1].upper() + text[1:].rstrip(".") + "."
+    text = text[:1].upper() + text[1:].rstrip(".")
+    return text if text.endswith(("?", "!")) else text + "."

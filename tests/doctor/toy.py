@@ -22,6 +22,7 @@ class ToyDecoder:
     def __init__(self, *, takes_mask: bool = True, takes_positions: bool = True, seed: int = 0) -> None:
         self.takes_mask = takes_mask
         self.takes_positions = takes_positions
+        self.one_token_steps = False
         random = np.random.default_rng(seed)
         width = HEADS * DIM
 

@@ -27,7 +27,7 @@ def faulty_loops(graph: CachedGraph, *, rows: int, padded: bool) -> Iterator[Fau
     """Those that can show on this graph, the common ones first."""
     if graph.takes_positions:
         yield from _wrong_positions(padded)
-    yield from _wrong_pasts(graph.takes_positions)
+    yield from _wrong_pasts(graph)
     yield from _wrong_orders(graph, rows)
     if graph.takes_mask:
         yield from _wrong_masks(padded)
@@ -56,8 +56,8 @@ def _wrong_positions(padded: bool) -> Iterator[FaultyLoop]:
         )
 
 
-def _wrong_pasts(takes_positions: bool) -> Iterator[FaultyLoop]:
-    def fault(id: LoopFaultId, does: str, past: Callable[[Held], Cache], *, own: bool) -> FaultyLoop:
+def _wrong_pasts(graph: CachedGraph) -> Iterator[FaultyLoop]:
+    def fault(id: LoopFaultId, does: str, past: Callable[[Held], Cache], *, own: bool, fix: str = "") -> FaultyLoop:
         def prepare(held: Held) -> Feeds:
             cache = past(held)
             length = cache_length(cache)
@@ -65,11 +65,15 @@ def _wrong_pasts(takes_positions: bool) -> Iterator[FaultyLoop]:
             shift = held.step.past_length - length if own else 0
             return Feeds(cache, mask, np.maximum(held.positions - shift, 0))
 
-        return FaultyLoop(id, does, prepare)
+        return FaultyLoop(id, does, prepare, fix)
 
+    empty, switch = "feeds an empty past, whatever length it counts", ""
+    if graph.one_token_steps:  # a graph for later steps, or a branch, that a loop may never come to
+        empty += ", or never turns `use_cache_branch` on"
+        switch = "set `use_cache_branch` to true from step 1 on, and feed the present outputs of each step as the past of the next"
     # A graph that takes positions may be given those of the length that is counted, or of the cache that is fed.
-    for own in (False, True) if takes_positions else (False,):
-        yield fault("past-not-fed", "feeds an empty past, whatever length it counts", _nothing, own=own)
+    for own in (False, True) if graph.takes_positions else (False,):
+        yield fault("past-not-fed", empty, _nothing, own=own, fix=switch)
         yield fault("past-stale", "feeds the cache of step 0 at every step", lambda held: held.zero, own=own)
         yield fault("past-stale", "feeds the cache of one step too early", lambda held: held.older, own=own)
         yield fault("past-stale", "leaves the last position of the past out", _shorter, own=own)

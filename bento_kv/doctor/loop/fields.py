@@ -50,7 +50,7 @@ def _positions(steps: list[Walked], structure: Structure, pads: NDArray[np.int64
         if wrong.any():
             row = int(wrong.argmax())
             explain = _explain_positions(step.step, given[row], expected[row], before, row)
-            structure.add(step.step, "position-not-advanced", explain)
+            structure.add(step.step, "position-not-advanced", explain, placing=True)
             return
         before = given
 
@@ -98,6 +98,7 @@ def _mask(steps: list[Walked], structure: Structure) -> None:
             "mask-too-short",
             f"step {step.step}: the mask is {length} long where past and tokens are {step.past_length} + {step.width} = "
             f"{expected}: {how}",
+            placing=True,
         )
         return
 
@@ -146,7 +147,8 @@ def _blame_token(row: int, fed: int, last: Walked, walked: Walked, structure: St
 def ended_rows(trace: Trace, pad_token_id: int | None) -> NDArray[np.int64]:
     """By row, the step from which on it is only fed a filler, because others of its batch go on; past the end if never.
 
-    The filler is the padding, or without one any token that is fed to the end instead of what is chosen.
+    The filler is the padding, or without one any token that is fed to the end instead of what is chosen; some programs
+    print it as what they chose.
     """
     steps = trace.steps
     never = len(steps) + 1
@@ -162,8 +164,8 @@ def ended_rows(trace: Trace, pad_token_id: int | None) -> NDArray[np.int64]:
             first -= 1
         told = [step for step in range(first, len(steps)) if steps[step - 1].next_token is not None]
         other = [step for step in told if (steps[step - 1].next_token or ())[row] != filler]
-        if told:
-            ended[row] = min(other, default=never)
+        if other:
+            ended[row] = min(other)
         elif first + 1 < len(steps) or pad_token_id is not None:
             ended[row] = first
     return ended

@@ -1,17 +1,21 @@
 """Judges the loop of any program from its step trace.
 
 Structure first: lengths and token ids alone tell the classic faults apart. Then the fields that the trace has beside
-them. Then, where all that is right and a decoder is given whose export is right, its numbers.
+them. Then, where a decoder is given whose export is right, its numbers: they find what the lengths do not show, and take
+back what those only seem to show.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from bento_kv.doctor.loop.alone import Alone, padding_of
 from bento_kv.doctor.loop.fields import judge_fields
+from bento_kv.doctor.loop.overruled import overrule
+from bento_kv.doctor.loop.padded import judge_right_padding
 from bento_kv.doctor.loop.structure import Structure, judge_structure
 from bento_kv.doctor.loop.trace import Trace
-from bento_kv.doctor.loop.values import judge_values, padding_of
+from bento_kv.doctor.loop.values import judge_values
 from bento_kv.doctor.loop.walk import RIGHT, Walked
 from bento_kv.doctor.records import Finding, LoopStep, PartDiagnosis
 from bento_kv.errors import TraceError
@@ -60,8 +64,14 @@ def judge_loop(trace: Trace, graph: CachedGraph | None, *, pad_token_id: int | N
         structure.notes.append("one step says nothing about the cache: trace three or more")
     elif graph is None and not structure.findings:
         structure.notes.append("only lengths and ids were judged: numbers need a decoder whose export is right")
-    elif graph is not None and not structure.findings:
-        compared = judge_values(trace, structure, graph, padding, pad_token_id)
+    elif graph is not None:
+        alone = Alone(graph, trace, structure, padding, pad_token_id)
+        if structure.placing and judge_right_padding(trace, structure, graph, alone, told=pad_token_id is not None):
+            compared = len(trace.steps)
+        elif structure.findings:
+            compared = overrule(trace, structure, graph, alone)
+        else:
+            compared = judge_values(trace, structure, graph, alone, padding, pad_token_id)
     found = sorted(structure.findings, key=lambda entry: entry[0])
     return LoopJudgement(
         findings=tuple(finding for _, finding in found),

@@ -27,6 +27,7 @@ class Held:
 
     Attributes:
         past: the right one, cut to the length that the trace gives.
+        present: the one that the step before returned, whole.
         older: the present of the step before that; of length 0 where there is none.
         zero: the present of step 0.
         mask: `[rows, past + tokens]`; None for all.
@@ -35,6 +36,7 @@ class Held:
 
     step: TraceStep
     past: Cache
+    present: Cache
     older: Cache
     zero: Cache
     mask: NDArray[np.int64] | None
@@ -128,7 +130,7 @@ class Replay:
             feeds = Feeds(past, mask, positions)
             if last is not None:
                 right = _cut(last.present, step.past_length)
-                held = Held(step, right, older, zero, mask, positions)
+                held = Held(step, right, last.present, older, zero, mask, positions)
                 feeds = (prepare if step.step >= start else golden)(held)
             given = feeds.positions if self._graph.takes_positions else None
             output = self._graph.run(step.ids, feeds.past, mask=feeds.mask, positions=given)

@@ -16,13 +16,21 @@ from bento_kv.doctor.records import Finding, sentence
 
 @dataclass(slots=True)
 class Structure:
-    """What the walk found; `findings` by step."""
+    """What the walk found.
+
+    Attributes:
+        findings: with their steps.
+        placing: all of them speak of where tokens stand, which the numbers of a trace may show to be right all the same;
+            not of work that is done twice, nor of numbers.
+    """
 
     walked: list[Walked]
     findings: list[tuple[int, Finding]] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    placing: bool = True
 
-    def add(self, step: int, id: LoopFaultId, explain: str, fix: str = "") -> None:
+    def add(self, step: int, id: LoopFaultId, explain: str, fix: str = "", *, placing: bool = False) -> None:
+        self.placing &= placing
         fix = sentence(fix or FAULTS[id].remedy)
         told = Finding(id=id, where=f"step {step}", explain=sentence(explain), fix=fix)
         self.findings.append((step, told))
@@ -35,6 +43,7 @@ def judge_structure(trace: Trace) -> Structure:
     first = next((w.step.step for w in walked if w.kind not in RIGHT and not _is_isolated(w, walked, structure)), None)
     if first is not None:
         _CAUSES[walked[first].kind](first, structure)
+        structure.placing = walked[first].kind in (Kind.BEYOND, Kind.STALE, Kind.DROPPED)
     return structure
 
 
@@ -73,6 +82,7 @@ def _recompute(first: int, structure: Structure) -> None:
         f"step 0 computed {prompt} positions, and step 1 feeds an empty past and all {step.width} tokens: what step 0 "
         + ("cached was not kept for it" if kept else "cached was never taken")
         + ("" if following is None or continues else "; from step 2 on the cache is fed as it should be"),
+        "feed the present outputs of step 0, which are taken already, as the past of step 1" if kept else "",
     )
     if continues and following is not None and following.kind in (Kind.RECOMPUTE, Kind.WHOLE):
         at = 1 if following.kind is Kind.RECOMPUTE else 2
@@ -137,9 +147,32 @@ def _whole(first: int, structure: Structure) -> None:
     )
 
 
+def _forgot(first: int, structure: Structure) -> bool:
+    """Whether the step before returned what it was fed itself alone, as a graph does that runs without its past."""
+    before, past = structure.walked[first - 1].step, structure.walked[first].step.past_length
+    told = before.present_length == before.width
+    return (
+        first > 1
+        and past == before.width < before.past_length + before.width
+        and (told or (before.present_length is None and past != structure.walked[0].step.width))
+    )
+
+
 def _stale(first: int, structure: Structure) -> None:
     walked, this = structure.walked, structure.walked[first]
     past, expected = this.step.past_length, this.expected_past
+    if _forgot(first, structure):
+        before = walked[first - 1].step
+        structure.add(
+            before.step,
+            "past-not-fed",
+            f"step {before.step} feeds a past of {before.past_length} positions, and what comes out of it, the past of step "
+            f"{first}, has {past}: only what step {before.step} was fed itself. The graph ran as if there were no past, as "
+            "a merged decoder does while `use_cache_branch` is false",
+            "set `use_cache_branch` to true from step 1 on; a graph without that input is to be run with the past that is "
+            "counted, not with an empty one",
+        )
+        return
     rest = [w.step.past_length for w in walked[first:]]
     missing = expected - past
     if len(rest) > 1 and len(set(rest)) == 1:
@@ -177,10 +210,15 @@ def _beyond(first: int, structure: Structure) -> None:
         how = "one more than was computed: is a token counted before it is fed?"
     else:
         how = "is something put behind it twice, or is it the cache of another run?"
+    fix = (
+        "begin with an empty past, [rows, heads, 0, head size]; where a tensor of length 0 cannot be made, feed one of "
+        "zeros, mask it at every step, and count positions without it"
+    )
     structure.add(
         first,
         "past-stale",
         f"step {first} feeds a past of {step.past_length} positions where {expected} had been computed: {how}",
+        fix if first == 0 else "",
     )
 
 

@@ -3,56 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
+from bento_kv.doctor.loop.alone import Alone, Padding, Text
+from bento_kv.doctor.loop.choices import choices_of
 from bento_kv.doctor.loop.faulty import FaultyLoop, faulty_loops
 from bento_kv.doctor.loop.fields import ended_rows
-from bento_kv.doctor.loop.replay import LIMIT, Chosen, Replay, Score, chosen_errors
+from bento_kv.doctor.loop.replay import LIMIT, Chosen, Replay, Score, chosen_errors, logits_at
 from bento_kv.doctor.loop.structure import Structure
-from bento_kv.doctor.loop.trace import Trace, cache_sums
-from bento_kv.doctor.loop.walk import Kind
+from bento_kv.doctor.loop.trace import Trace, TraceStep, cache_sums
 from bento_kv.errors import DecoderError
-from bento_kv.runtime.graph import CachedGraph
+from bento_kv.runtime.graph import CachedGraph, GraphOutput
 
 # Rounding stays below it. Between it and LIMIT the golden loop is right, unless a faulty one fits far better.
 _SUSPECT = 1e-4
 _BETTER = 20.0
 
 
-@dataclass(frozen=True, slots=True)
-class Padding:
-    """`pads` by row, on the left; -1 where a row's padding cannot be told. `sure` if it was told by the trace."""
-
-    pads: NDArray[np.int64]
-    sure: bool
-
-
-def padding_of(trace: Trace, pad_token_id: int | None) -> Padding:
-    """From the positions of step 0, or else from the padding token."""
-    zero, ids = trace.steps[0], trace.steps[0].ids
-    none = np.zeros(trace.rows, np.int64)
-    if zero.position_ids is not None:
-        pads = np.clip(zero.width - 1 - np.array(zero.position_ids)[:, -1], 0, zero.width - 1)
-        alike = [len(set(ids[row, : pads[row]].tolist())) <= 1 for row in range(trace.rows)]
-        return Padding(np.where(alike, pads, 0), True)
-    if trace.rows == 1:
-        return Padding(none, True)
-    if pad_token_id is None:
-        return Padding(none, False)
-    is_pad = ids == pad_token_id
-    pads = np.where(is_pad.all(axis=1), zero.width - 1, (~is_pad).argmax(axis=1))
-    # Where padding and the token that begins a text are one, the longest row still has it.
-    pads = pads - pads.min()
-    return Padding(np.where(is_pad[:, -1], -1, pads), True)
-
-
 def judge_values(
-    trace: Trace, structure: Structure, graph: CachedGraph, padding: Padding, pad_token_id: int | None
+    trace: Trace, structure: Structure, graph: CachedGraph, alone: Alone, padding: Padding, pad_token_id: int | None
 ) -> int:
     """Replay the trace and add what is found.
+
+    Args:
+        alone: its rows, each by itself.
 
     Returns:
         How many steps could be compared.
@@ -60,28 +35,30 @@ def judge_values(
     Raises:
         DecoderError: the graph does not run the golden loop.
     """
-    judge = _Judge(trace, structure, graph, padding, pad_token_id)
+    judge = _Judge(trace, structure, graph, alone, padding, pad_token_id)
     judge.judge()
     return judge.compared
 
 
 class _Judge:
     def __init__(
-        self, trace: Trace, structure: Structure, graph: CachedGraph, padding: Padding, pad_token_id: int | None
+        self,
+        trace: Trace,
+        structure: Structure,
+        graph: CachedGraph,
+        alone: Alone,
+        padding: Padding,
+        pad_token_id: int | None,
     ) -> None:
         self._trace = trace
         self._structure = structure
         self._graph = graph
+        self._alone = alone
         self._padding = padding
         pads = padding.pads
         self._rows = [row for row in range(trace.rows) if pads[row] == 0 or (pads[row] > 0 and graph.takes_mask)]
-        if len(self._rows) < trace.rows:
-            self._note(
-                f"{trace.rows - len(self._rows)} of {trace.rows} rows are padded in a way that cannot be replayed; their "
-                "values were not compared"
-            )
         self._pads = np.maximum(pads, 0)
-        self._chosen = _chosen(trace, structure)
+        self._chosen = choices_of(trace, structure)
         self._ended = ended_rows(trace, pad_token_id)
         self._use_sums = False
         self._use_sums = self._sums_fit()
@@ -98,9 +75,24 @@ class _Judge:
         return Replay(self._graph, self._trace, self._pads, choices, self._use_sums)
 
     def judge(self) -> None:
+        """Those that are padded on the left, together; each of the others by itself."""
+        others = [row for row in range(self._trace.rows) if row not in self._rows]
+        if wrong := [row for row in others if self._alone.text(row) is None]:
+            self._note(
+                f"rows {wrong} are padded in a way that cannot be told, or their numbers are not those of their own tokens; "
+                "add `position_ids` to have them compared"
+            )
+        elif others:
+            self.compared = len(self._trace.steps)
+        if self._rows:
+            self._judge_together()
+
+    def _judge_together(self) -> None:
         replay = self._replay(self._rows)
         golden = replay.score()
         self.compared = len(golden.errors)
+        if golden.first is not None and self._stands_elsewhere():
+            return
         doubtful = golden.first is not None or golden.worst_number > _SUSPECT
         if doubtful and (fits := self._fitting(replay, golden)):
             self._blame(fits, golden)
@@ -110,6 +102,21 @@ class _Judge:
         if self._trace.rows > 1 and self._rows_excused():
             return
         self._diverges(golden, golden.first)
+
+    def _stands_elsewhere(self) -> bool:
+        """Whether each row's tokens and logits are those of its own tokens, with padding where none was thought to be."""
+        texts = self._alone.texts()
+        if any(text is None for text in texts):
+            return False
+        padded = {row: text for row, text in enumerate(texts) if text not in (None, Text(0, 0))}
+        told = ", ".join(
+            f"row {row}: {text.left or text.right} on the {'left' if text.left else 'right'}"
+            for row, text in padded.items()
+            if text
+        )
+        if told:
+            self._note(f"taken as padding, since the tokens and logits of the rows are right without it ({told})")
+        return bool(told)
 
     def _sums_fit(self) -> bool:
         """Whether the trace's sums are of the layers and sides as they are here; padding counts in them."""
@@ -177,7 +184,7 @@ class _Judge:
         if ended:
             self._note(f"rows {ended} are fed one token to the end: taken as rows that had ended")
         if unknown := [row for row in wrong if row not in ended]:
-            if self._padding.sure:
+            if self._padding.sure or self._alone.numbers:
                 return False
             self._note(
                 f"rows {unknown} differ from the golden loop without padding; add `position_ids` or name the padding "
@@ -216,9 +223,10 @@ class _Judge:
 
     def _explained(self, first: int) -> bool:
         """Adds a finding if the token was chosen at another position of its step, or fed again instead of a choice."""
-        choice = next(c for c in self._chosen[first] if c.row in self._rows)
         step = self._trace.steps[first]
-        if step.width == 1 or (choice.token is None and not choice.top):
+        output = next(output for at, (_, _, output) in enumerate(self._replay(self._rows).outputs()) if at == first)
+        choice = next((c for c in self._chosen[first] if c.row in self._rows and _differs(output, step, c)), None)
+        if choice is None or step.width == 1:
             return False
         told = step.next_token is not None
         if first == 0 and not told and choice.token == step.input_ids[choice.row][-1]:
@@ -228,15 +236,15 @@ class _Judge:
             )
             self._structure.add(1, "tokens-diverge", how)
             return True
-        output = next(output for at, (_, _, output) in enumerate(self._replay(self._rows).outputs()) if at == first)
         logits = output.logits[choice.row]
         errors = [[error for error in chosen_errors(row, choice) if error is not None] for row in logits]
         place = next((at for at, given in enumerate(errors) if max(given) <= LIMIT), None)
         if place is None or len(logits) != step.width or (first and not self._is_decoding(first)):
             return False
+        whose = f"what row {choice.row}" if self._trace.rows > 1 else "what the loop"
         how = (
-            f"what the loop goes on with after step {first} was chosen after token {place} of its {step.width}, not after "
-            f"token {choice.at}"
+            f"{whose} goes on with after step {first} was chosen after token {place + 1} of the {step.width} that it "
+            f"feeds, not after token {choice.at + 1}"
         )
         if first == 0:
             fix = "choose the token from the logits of the last position"
@@ -265,34 +273,8 @@ class _Judge:
         return len(wrong) == leading and len(steps) - leading >= max(2, leading)
 
 
-def _chosen(trace: Trace, structure: Structure) -> dict[int, list[Chosen]]:
-    told = any(step.next_token is not None for step in trace.steps)
-    decoding = _first_decoded(structure)
-    choices: dict[int, list[Chosen]] = {}
-    for number, step in enumerate(trace.steps):
-        following = structure.walked[number + 1] if number + 1 < len(trace.steps) else None
-        at, after = step.width - 1, None
-        if following is not None:
-            column = following.sequence.shape[1] - following.step.past_length
-            if following.kind is Kind.ROLLBACK:
-                at, column = following.step.past_length - step.past_length - 1, 0
-            if column < following.step.width:
-                after = following.step.ids[:, column]
-        elif number and step.width > 1:
-            continue  # drafts, whose check the trace does not show
-        for row in range(trace.rows):
-            token = None if step.next_token is None else step.next_token[row]
-            rolled_back = following is not None and following.kind is Kind.ROLLBACK
-            if after is not None and (rolled_back or (not told and number >= decoding)):
-                token = int(after[row])
-            top = () if step.logits_top is None else step.logits_top[row]
-            choices.setdefault(number, []).append(Chosen(row, at, token, top))
-    return choices
-
-
-def _first_decoded(structure: Structure) -> int:
-    """The last step that may be a chunk of the prompt: what follows the steps before it need not be chosen."""
-    walked = structure.walked
-    last = next((at for at, w in enumerate(walked) if w.step.width == 1), len(walked)) - 1
-    check = next((at for at, w in enumerate(walked) if w.kind is Kind.ROLLBACK), None)
-    return max(0, last if check is None else min(last, check - 2))
+def _differs(output: GraphOutput, step: TraceStep, choice: Chosen) -> bool:
+    """Whether the logits are not those that a row chose from."""
+    logits = logits_at(output, step, choice)
+    errors = [] if logits is None else chosen_errors(logits, choice)
+    return any(error is not None and error > LIMIT for error in errors)
