@@ -51,6 +51,11 @@ def nested_graphs(graph: onnx.GraphProto) -> Iterator[onnx.GraphProto]:
                 yield from nested_graphs(attribute.g)
 
 
+def weight_count(model: onnx.ModelProto) -> int:
+    """Numbers in the weights, several of few bits in a byte counted as one."""
+    return sum(math.prod(tensor.dims) for graph in nested_graphs(model.graph) for tensor in graph.initializer)
+
+
 def precision(model: onnx.ModelProto) -> Precision:
     """Of the weights, and so of what rounding may do."""
     graphs = list(nested_graphs(model.graph))

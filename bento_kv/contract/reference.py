@@ -14,6 +14,11 @@ LayerArrays = list[tuple[NDArray[np.float32], NDArray[np.float32]]]
 class NumericReference(Protocol):
     """The numbers of the model that the decoder was made from."""
 
+    @property
+    def max_length(self) -> int | None:
+        """Positions that the model was made for; None where it does not say."""
+        ...
+
     def logits(
         self, ids: Sequence[int], *, at: Sequence[int] | None = None, past: LayerArrays | None = None
     ) -> NDArray[np.float32]:

@@ -64,7 +64,10 @@ def todo(
         if loop.verdict == "unknown":
             steps.append("The loop was not judged: print a trace of it, and give it with --trace.")
         else:
-            steps.append("Nothing has to be mended." + ("" if traced else " The loop judged is bento_kv's own; yours:"))
+            steps.append(
+                "Nothing that was looked at has to be mended."
+                + ("" if traced else " The loop judged is bento_kv's own; yours:")
+            )
             if not traced:
                 steps.append(f"bento-kv doctor {name} --trace TRACE")
     return tuple(steps)

@@ -87,6 +87,32 @@ class StepError(Record):
     values: tuple[float | None, ...]
 
 
+class Reach(Record):
+    """How far along the sequence a decoder was looked at, and by what."""
+
+    declared: int | None = None  # positions that there are; None where nothing says
+    declared_by: str = ""
+    positions: int = 0  # the numbers of the last of so many were compared
+    looked: tuple[str, ...] = ()  # at what, a phrase each
+    left: tuple[str, ...] = ()  # what was not looked at, and why
+
+    @property
+    def extent(self) -> str:
+        """`256 of 512 declared`."""
+        return (
+            f"{self.positions} of {self.declared} declared"
+            if self.declared
+            else f"{self.positions} (no length is declared)"
+        )
+
+    @property
+    def sentence(self) -> str:
+        """What was and what was not looked at."""
+        by = f" ({self.declared_by})" if self.declared_by else ""
+        rest = f"; not looked at: {'; '.join(self.left)}" if self.left else ""
+        return sentence(f"looked at positions up to {self.extent}{by}: {'; '.join(self.looked) or 'nothing'}{rest}")
+
+
 class Measurements(Record):
     """Numbers behind the verdicts; `limit` is what an error may be at most. Empty where nothing could be run."""
 
@@ -94,6 +120,7 @@ class Measurements(Record):
     steps: tuple[StepError, ...] = ()
     reference: float | None = None  # largest error of the logits against torch, where a reference was given
     loop: tuple[LoopStep, ...] = ()
+    reach: Reach | None = None
 
 
 class Target(Record):

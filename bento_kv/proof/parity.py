@@ -56,6 +56,13 @@ class TorchReference:
         except Exception as error:  # transformers raises nearly anything here, from OSError to KeyError
             raise SourceError(f"{self._source.id}: its tokenizer cannot be loaded: {first_line(error)}") from error
 
+    @property
+    def max_length(self) -> int | None:
+        """Positions that the model's configuration speaks of."""
+        config = self._model.config.get_text_config(decoder=True)
+        positions: int | None = getattr(config, "max_position_embeddings", None)
+        return positions
+
     @torch.inference_mode()
     def logits(
         self, ids: Sequence[int], *, at: Sequence[int] | None = None, past: LayerArrays | None = None

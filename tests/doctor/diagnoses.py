@@ -11,6 +11,7 @@ from bento_kv.doctor.records import (
     LoopStep,
     Measurements,
     PartDiagnosis,
+    Reach,
     StepError,
     Target,
     scenario_of,
@@ -102,6 +103,7 @@ def diagnosis(
     trace: str | None = None,
     layers: int = 4,
     path: str = "models/tiny/model.onnx",
+    reach: Reach | None = None,
 ) -> Diagnosis:
     scenario, plan = scenario_of(export, loop)
     taken: ItemState = "wrong" if loop.verdict == "wrong" else "unknown" if loop.verdict == "unknown" else "done"
@@ -128,7 +130,7 @@ def diagnosis(
             ir_version=10,
             trace=trace,
         ),
-        measurements=Measurements(limit=LIMIT if measured else None, steps=measured, loop=steps),
+        measurements=Measurements(limit=LIMIT if measured else None, steps=measured, loop=steps, reach=reach),
         versions={"bento-kv": "0.1.0", "onnxruntime": "1.32.0", "onnx": "1.23.2"},
         seconds=1.84,
     )
@@ -168,6 +170,9 @@ def scenario_b() -> Diagnosis:
     )
 
 
+REACH = Reach(declared=64, declared_by="config.json", positions=64, looked=("a prompt of 64 tokens",), left=("rows",))
+
+
 def scenario_c(count: int = 6, layers: int = 4) -> Diagnosis:
     return diagnosis(
         PartDiagnosis.of([]),
@@ -175,6 +180,7 @@ def scenario_c(count: int = 6, layers: int = 4) -> Diagnosis:
         steps=golden(count),
         measured=errors(count, layers),
         layers=layers,
+        reach=REACH,
     )
 
 

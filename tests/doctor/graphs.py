@@ -1,4 +1,7 @@
-"""Small decoders written node by node: every kind of layer, cache and fault that a test of the doctor asks for."""
+"""Small decoders written node by node: every kind of layer, cache and fault that a test of the doctor asks for.
+
+A right one is also the reference of a faulty one of the same weights.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +12,11 @@ from pathlib import Path
 
 import numpy as np
 import onnx
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 from onnx import TensorProto, helper, numpy_helper
+
+from bento_kv.contract.reference import LayerArrays
+from bento_kv.runtime.growing import GrowingGraph
 
 VOCAB, WIDTH, HEADS, DIM, TAPS = 40, 16, 2, 8, 3
 _LAST = 2**62
@@ -24,6 +30,8 @@ class Made:
         layers: `attention`, `conv` (a gated short convolution), `recurrent` (two decaying sums).
         window: positions that attention sees, itself among them; None sees all.
         places: rows of the table of positions.
+        wraps: rows of the table of positions behind so many are those from the first on again.
+        forgets: the length of the past counts modulo so many where the graph computes positions.
         keeps: the graph returns the last positions of its keys and values only, as many.
         static: capacity of a cache of fixed size that is written in place; None grows.
         write: name of the write position, and whether it is `span` `[sequence]`, `start` `[1]` or `scalar`.
@@ -43,6 +51,8 @@ class Made:
     layers: Sequence[str] = ("attention", "attention")
     window: int | None = None
     places: int = 512
+    wraps: int | None = None
+    forgets: int | None = None
     keeps: int | None = None
     static: int | None = None
     write: tuple[str, str] = ("cache_position", "span")
@@ -73,6 +83,33 @@ def make(folder: Path, made: Made = Made()) -> Path:
     return file
 
 
+class GraphReference:
+    """A decoder with a growing cache as the model that others were made from."""
+
+    def __init__(self, file: Path) -> None:
+        self._graph = GrowingGraph.open(file)
+        self.max_length: int | None = None
+
+    def logits(
+        self, ids: Sequence[int], *, at: Sequence[int] | None = None, past: LayerArrays | None = None
+    ) -> NDArray[np.float32]:
+        before = self._graph.empty_cache(1) if past is None else [(key[None], value[None]) for key, value in past]
+        logits = self._graph.run(np.array([ids]), before).logits[0]
+        return logits if at is None else logits[list(at)]
+
+    def at_offsets(self, ids: Sequence[int], firsts: Sequence[int]) -> NDArray[np.float32]:
+        rows = np.array([list(ids)] * len(firsts))
+        positions = np.array(firsts)[:, None] + np.arange(len(ids))
+        return self._graph.run(rows, self._graph.empty_cache(len(firsts)), positions=positions).logits
+
+    def keys_values(self, ids: Sequence[int]) -> LayerArrays:
+        present = self._graph.run(np.array([ids]), self._graph.empty_cache(1)).present
+        return [(np.asarray(key[0], np.float32), np.asarray(value[0], np.float32)) for key, value in present]
+
+    def operations(self, tokens: int) -> float:
+        return float(tokens)
+
+
 class _Graph:
     def __init__(self, made: Made) -> None:
         self._made = made
@@ -86,6 +123,8 @@ class _Graph:
         made = self._made
         self._take("input_ids", TensorProto.INT64, made.ids)
         table = self._normal(made.places, WIDTH)
+        if made.wraps is not None:
+            table = table[np.arange(made.places) % made.wraps]
         embedded = self._op("Gather", self._const(self._normal(VOCAB, WIDTH)), "input_ids")
         self._tokens = self._dim("input_ids", 1)
         self._pasts()
@@ -134,7 +173,10 @@ class _Graph:
             self._at = self._range(self._tokens)
             if self._held:
                 self._at = self._op("Add", self._at, self._held)
-        self._places = self._op("Unsqueeze", self._at, self._const([0]))
+        at = self._at
+        if made.forgets is not None:
+            at = self._op("Add", self._range(self._tokens), self._op("Mod", self._held, self._const(made.forgets)))
+        self._places = self._op("Unsqueeze", at, self._const([0]))
         if made.takes_positions:
             self._take("position_ids", TensorProto.INT64, made.ids)
             self._places = "position_ids"

@@ -96,7 +96,10 @@ def test_a_small_diagnosis_to_the_letter() -> None:
             diagnoses.scenario_b(),
             "B: the export and the loop are wrong. Mend the export (plan 2), then the loop (plan 1).",
         ),
-        (diagnoses.scenario_c(), "C: the export and the loop are right. There is nothing to mend."),
+        (
+            diagnoses.scenario_c(),
+            "C: the export and the loop are right. There is nothing to mend, up to position 64 of 64 declared.",
+        ),
         (diagnoses.scenario_d(), "D: the export is wrong, the loop is right. Mend the export (plan 2)."),
         (diagnoses.unloaded(), "D: the export is wrong, the loop could not be tried. Mend the export (plan 2)."),
     ],

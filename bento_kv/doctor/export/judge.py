@@ -17,6 +17,9 @@ from bento_kv.doctor.export.driven import (
     check_repeatable,
     measure_steps,
 )
+from bento_kv.doctor.export.far import Far
+from bento_kv.doctor.export.far_reference import check_far_reference
+from bento_kv.doctor.export.length import declared_length
 from bento_kv.doctor.export.loading import Opened, measured_vocab_size
 from bento_kv.doctor.export.probe import Probe
 from bento_kv.doctor.export.reference import check_reference
@@ -25,7 +28,7 @@ from bento_kv.doctor.export.sizes import Acceptance, RunSizes
 from bento_kv.doctor.faults import FAULTS
 from bento_kv.doctor.records import Finding, Measurements, PartDiagnosis
 from bento_kv.errors import DecoderError
-from bento_kv.onnx_file import precision
+from bento_kv.onnx_file import precision, weight_count
 from bento_kv.runtime.graph import CachedGraph
 from bento_kv.runtime.growing import genai_geometry
 
@@ -77,6 +80,9 @@ def judge_export(
                 if reference is not None:
                     progress("against torch")
                     examination.reference(probe, reference())
+                elif examination.right:
+                    progress("far along")
+                    examination.far(probe)
         except DecoderError as error:
             examination.stopped(error)
     return examination.judgement()
@@ -173,11 +179,29 @@ class _Examination:
         # A cause that has a name comes before numbers that differ for no reason found.
         self._findings += sorted(wrong, key=lambda finding: finding.id == "numeric-mismatch")
 
+    @property
+    def right(self) -> bool:
+        """Whether nothing was found until now: what is wrong near is not looked at far away."""
+        return not self._findings
+
+    def far(self, probe: Probe, reference: NumericReference | None = None) -> None:
+        """The decoder far along the sequence, against itself or the model that it was exported from."""
+        declared = declared_length(self._opened.folder, reference)
+        rounded = self._precision == "int8"
+        far = Far(probe, declared, weights=weight_count(self._opened.models[-1]), rounded=rounded)
+        found = far.alone(reference is None)
+        if reference is not None and not found:
+            found = check_far_reference(far, reference, PRECISIONS[self._precision].against_reference)
+        self._findings += found
+        self._measurements = self._measurements.model_copy(update={"reach": far.reach})
+
     def reference(self, probe: Probe, reference: NumericReference) -> None:
         """The decoder against the model that it was exported from."""
         error, wrong = check_reference(probe, reference, self._precision)
         self._measurements = self._measurements.model_copy(update={"reference": error})
         self._findings += wrong
+        if self.right:
+            self.far(probe, reference)
 
     def stopped(self, error: DecoderError) -> None:
         """What cannot be run any more has findings that say why, or gets one."""

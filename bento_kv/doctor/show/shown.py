@@ -55,7 +55,14 @@ def headline(diagnosis: Diagnosis) -> tuple[str, str]:
     if diagnosis.plan:
         remedy = f"Mend {', then '.join(_PLANS[plan] for plan in diagnosis.plan)}."
     else:
-        remedy = "There is nothing to mend." if export == loop == "right" else "Nothing was found to mend."
+        # Never more than was looked at.
+        reach = diagnosis.measurements.reach
+        far = f", up to position {reach.extent}" if reach else ""
+        remedy = (
+            f"There is nothing to mend{far}."
+            if export == loop == "right" and reach
+            else f"Nothing was found to mend{far}."
+        )
     return f"{state}.", remedy
 
 

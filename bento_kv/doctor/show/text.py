@@ -112,6 +112,9 @@ def _parts(diagnosis: Diagnosis, symbols: _Symbols) -> Iterator[RenderableType |
     if numbers := _numbers(diagnosis):
         yield _title("Largest errors, cached against uncached")
         yield _facts(numbers)
+    if diagnosis.measurements.reach is not None:
+        yield _title("How far it looked")
+        yield Padding(Text(diagnosis.measurements.reach.sentence), _INDENT)
     if diagnosis.measurements.loop:
         yield _title("Steps of the traced loop" if diagnosis.target.trace else "Steps of bento_kv's own loop")
         yield from _steps(diagnosis.measurements.loop, symbols)
