@@ -34,7 +34,11 @@ class EngineConfig:
         "positions of a slot, prompt and answer together; the decoder's own limit unless set",
         bounds=_CONTEXT,
     )
-    max_queue: int = setting(256, "requests that may wait for a slot; one more is refused with 429", bounds=_COUNT)
+    max_queue: int = setting(
+        256,
+        "requests that may wait for a slot; one more is refused with 429, and so is one of a client that has most of them",
+        bounds=_COUNT,
+    )
     max_tokens: int | None = setting(
         None, "cap on the tokens that one request may generate; none unless set", bounds=_POSITIVE
     )

@@ -21,11 +21,12 @@ from bento_kv.engine.events import Recorder
 from bento_kv.engine.generation import Generation
 from bento_kv.engine.limits import RequestLimits
 from bento_kv.engine.observer import EngineStats, NullObserver, Observer
+from bento_kv.engine.places import Places
 from bento_kv.engine.request import Detokenize, Request
 from bento_kv.engine.scheduler import scheduler_for
 from bento_kv.engine.telemetry import Telemetry
 from bento_kv.engine.watchdog import Watchdog
-from bento_kv.errors import EngineClosedError, QueueFullError, RequestError
+from bento_kv.errors import EngineClosedError, RequestError
 
 logger = logging.getLogger(__name__)
 
@@ -65,7 +66,7 @@ class Engine:
             memory_bound=kv_tokens < max_length,
             speculation=config.speculation,
         )
-        self._places = slots + config.max_queue
+        self._places = Places(slots, slots + config.max_queue)
         self._scheduler = scheduler_for(decoder, config, slots, kv_tokens)
         self._telemetry = Telemetry(
             NullObserver() if observer is None else observer, recorders, prefix_cache=self._scheduler.cache.reuse
@@ -75,8 +76,7 @@ class Engine:
         self._thread: threading.Thread | None = None
         # A message is what the engine thread shall do; it is put under the lock, so that none comes after the last.
         self._inbox: SimpleQueue[Callable[[], None]] = SimpleQueue()
-        self._lock = threading.Lock()  # guards the three below
-        self._alive_ids: set[str] = set()
+        self._lock = threading.Lock()  # guards the two below, and the places
         self._closing = False
         self._failed = False
         self._telemetry.opened(self.stats())
@@ -91,7 +91,12 @@ class Engine:
     @property
     def places(self) -> int:
         """Requests that may be alive at once: those with a slot and those that wait for one."""
-        return self._places
+        return self._places.total
+
+    @property
+    def places_for_one(self) -> int:
+        """Of these, how many may be a client's."""
+        return self._places.for_one
 
     @property
     def alive(self) -> bool:
@@ -121,7 +126,7 @@ class Engine:
         Raises:
             RequestError: a field is out of range, or the id is taken by a request that is alive.
             ContextLengthError: prompt and answer do not fit in the context.
-            QueueFullError: all slots and waiting places are taken; `retry_after` is when one may be free.
+            QueueFullError: all slots and waiting places are taken, or all that its client may have; `retry_after` is when one may be free.
             EngineClosedError: the engine is shutting down, has failed or hangs.
         """
         self.submit_all([request])
@@ -131,24 +136,18 @@ class Engine:
         generations = [self._generation(request) for request in requests]
         with self._lock:
             self._check_open()
-            ids = {request.id for request in requests}
-            if len(ids) < len(requests) or not ids.isdisjoint(self._alive_ids):
-                taken = sorted(ids & self._alive_ids) or sorted(ids)
+            owners = {request.id: request.client for request in requests}
+            if len(owners) < len(requests) or not owners.keys().isdisjoint(self._places.taken):
+                taken = sorted(owners.keys() & self._places.taken) or sorted(owners)
                 raise RequestError(f"a request with the id {taken[0]!r} is being served", param="request_id")
-            if len(self._alive_ids) + len(ids) > self._places:
-                raise QueueFullError(
-                    f"{self._scheduler.slots} requests are being served and {self._places - self._scheduler.slots} wait; "
-                    "try again later",
-                    retry_after=self._telemetry.service_seconds / self._scheduler.slots,
-                )
-            self._alive_ids |= ids
+            self._places.take(owners, retry_after=self._telemetry.service_seconds / self._scheduler.slots)
             for generation in generations:
                 self._inbox.put(partial(self._core.accept, generation))
 
     def abort(self, request_id: str) -> None:
         """End a request with finish reason `abort`, soon. Ids that are not alive are ignored: it may just have ended."""
         with self._lock:
-            if request_id in self._alive_ids:
+            if request_id in self._places:
                 self._inbox.put(partial(self._core.abort, request_id))
 
     def close(self, *, drain: bool = True, timeout: float | None = None) -> bool:
@@ -184,7 +183,7 @@ class Engine:
         running = self._core.running
         return EngineStats(
             running=running,
-            waiting=max(0, len(self._alive_ids) - running),
+            waiting=max(0, len(self._places) - running),
             slots=self._scheduler.slots,
             kv_tokens_used=self._core.kv_tokens,
             kv_tokens_total=self._scheduler.cache.kv_tokens,
@@ -227,7 +226,7 @@ class Engine:
     def check_books(self) -> None:
         """Raise AssertionError unless the books agree with each other."""
         self._core.check_books()
-        assert self._core.generations.keys() <= self._alive_ids
+        assert self._core.generations.keys() <= self._places.taken
 
     def _run(self) -> None:
         try:
@@ -243,7 +242,7 @@ class Engine:
 
     def _wait(self) -> bool:
         """Sleep until a message comes. False if none can come that matters: closing, and nothing is left to do."""
-        if self._closing and not self._alive_ids:
+        if self._closing and not len(self._places):
             return False
         self._inbox.get()()
         return True
@@ -257,7 +256,7 @@ class Engine:
 
     def _forget(self, request_id: str) -> None:
         with self._lock:
-            self._alive_ids.discard(request_id)
+            self._places.give_back(request_id)
 
     def _notice(self) -> None:
         """A message without content: it wakes the thread, which then sees that the engine is closing."""

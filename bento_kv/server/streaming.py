@@ -160,10 +160,10 @@ def _submissions(
     """One for each choice, prompt by prompt."""
     params = [sampling_params(request, backend.defaults, choice=number) for number in range(request.choices)]
     pairs = [(prompt, choice) for prompt in prompts for choice in params]
-    if len(pairs) > backend.engine.places:
+    if len(pairs) > backend.engine.places_for_one:
         raise RequestError(
             f"{len(prompts)} prompts with {len(params)} choices each are {len(pairs)} answers, and this server takes "
-            f"{backend.engine.places} at once; ask for fewer",
+            f"{backend.engine.places_for_one} at once of one client; ask for fewer",
             param="n" if len(params) > 1 else "prompt",
         )
     return [
