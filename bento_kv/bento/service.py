@@ -20,9 +20,10 @@ from bentoml.exceptions import BentoMLException
 
 from bento_kv.bento.arguments import read_arguments
 from bento_kv.bento.build import VerifiedDecoder
+from bento_kv.bento.middleware import mend_middleware
 from bento_kv.bento.runnable import OnnxDecoderRunnable
 from bento_kv.bento.supervisor import pass_second_signal_on
-from bento_kv.bento.uvicorn_server import bound_connections, running_server
+from bento_kv.bento.uvicorn_server import app_of, bound_connections, running_server
 from bento_kv.engine.request import RequestOptions
 from bento_kv.errors import BentoKVError
 from bento_kv.server.app import BODIES, DEFAULT_MAX_BODY_BYTES, RequireApiKey, openai_app
@@ -58,7 +59,7 @@ may: dict[str, Any] = {"urgent_api_key": urgent_api_key, "min_priority": config.
 @bentoml.asgi_app(openai_app(current_runnable, api_key=api_key, preparations=preparations, **may))
 @bentoml.service(
     name="bento_kv",
-    # Seconds to the first byte. BentoML's answer to it is not in OpenAI's form, so our own deadlines should come first.
+    # Seconds to the first byte. The deadlines that requests have should come first.
     traffic={"timeout": max(600, (engine_config.max_seconds or 0) + engine_config.step_timeout)},
     workers=config.workers,
 )
@@ -87,6 +88,7 @@ class LanguageModel:
         if threading.current_thread() is threading.main_thread():  # as in every worker; a test client has no signals
             if (server := running_server()) is not None:
                 bound_connections(server, ConnectionLimits(connections=config.max_connections))
+                mend_middleware(app_of(server))
             self.runnable.drain_on_sigterm(timeout=config.drain_timeout)
 
     @bentoml.api(input_spec=GenerateRequest)

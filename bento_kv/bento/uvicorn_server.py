@@ -7,6 +7,7 @@ import signal
 from dataclasses import replace
 
 import uvicorn
+from starlette.applications import Starlette
 
 from bento_kv.server.connections import ConnectionLimits, bounded
 
@@ -31,3 +32,9 @@ def bound_connections(server: uvicorn.Server, limits: ConnectionLimits) -> None:
     if descriptors != resource.RLIM_INFINITY:
         limits = replace(limits, connections=max(1, min(limits.connections, descriptors - _OTHER_DESCRIPTORS)))
     server.config.http_protocol_class = bounded(server.config.http_protocol_class, limits)
+
+
+def app_of(server: uvicorn.Server) -> Starlette:
+    """What BentoML made of the service."""
+    assert isinstance(server.config.app, Starlette)
+    return server.config.app

@@ -117,6 +117,12 @@ def too_slow(seconds: float) -> Problem:
     return Problem(408, message, code="request_not_sent")
 
 
+def gateway_timeout(seconds: float) -> Problem:
+    """504: no answer has begun in so many seconds."""
+    message = f"The answer did not begin within {seconds:g} seconds."
+    return Problem(504, message, type="server_error", code="request_timeout")
+
+
 def not_json() -> Problem:
     """415: a web page may post anything but JSON to any server that its reader's browser can reach, unasked."""
     return Problem(

@@ -295,6 +295,7 @@ def test_an_unexpected_exception_is_500_without_its_details(caplog: pytest.LogCa
     assert "secret detail" in caplog.text
 
 
+@pytest.mark.slow
 def test_an_answer_of_many_choices_that_is_not_read_is_ended_and_nobody_elses() -> None:
     """By what waits to be read of all its choices; each has far less than that. What is beside it comes to its end."""
     with serving(slots=8, before_step=lambda plan: None) as world:
