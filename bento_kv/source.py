@@ -5,16 +5,20 @@ from __future__ import annotations
 import hashlib
 import os
 import sys
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from bento_kv.contract.files import sha256
+from bento_kv.contract.files import ORIGIN_FILE, open_plain, sha256
+from bento_kv.contract.manifest import Source
+from bento_kv.disk import write_whole
 from bento_kv.errors import SourceError, first_line
 
 DEMO = "demo"
 _WEIGHTS = ("*.safetensors", "pytorch_model*.bin")
 _UNWANTED = ["*/*", "consolidated*"]  # other formats of the same weights
-_WANTED = [*_WEIGHTS, "*.json", "*.jinja", "*.txt", "*.model"]
+_COMPANIONS = ("*.json", "*.jinja", "*.txt", "*.model")
+_WANTED = [*_WEIGHTS, *_COMPANIONS]
 
 
 def hide_progress_bars() -> None:
@@ -28,7 +32,7 @@ class ModelSource:
     """A model on this machine.
 
     Attributes:
-        id: what the user named; of a directory its whole path, so that it is found again from anywhere.
+        id: what the user named, for sentences; of a directory its whole path.
         path: a directory in Hugging Face's format.
         revision: the hub's commit, if it came from there.
     """
@@ -84,6 +88,20 @@ class ModelSource:
         if not self.weight_files():
             raise SourceError(f"{self.path} has no weights (model.safetensors or pytorch_model.bin)")
 
+    @property
+    def name(self) -> str:
+        """What a decoder calls it: a hub id, `demo`, or the name of the folder. Where that stands is this machine's matter."""
+        return self.id if self.revision is not None or self.id == DEMO else Path(self.id).name
+
+    def write_origin(self, directory: Path) -> None:
+        """Note where the source stands beside a decoder, for this machine alone: nothing copies that file.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        if self.name != self.id:
+            write_whole(directory / ORIGIN_FILE, f"{self.id}\n".encode())
+
     def weight_files(self) -> list[Path]:
         """The files that hold the weights; safetensors where both forms are there, as transformers does."""
         for pattern in _WEIGHTS:
@@ -94,7 +112,38 @@ class ModelSource:
 
     def weights_sha256(self) -> str:
         """One hash over the weights' files, in the order of their names."""
-        digest = hashlib.sha256()
-        for file in self.weight_files():
-            digest.update(f"{file.name}:{sha256(file)}\n".encode())
-        return digest.hexdigest()
+        return _hash(self.weight_files())
+
+    def companions_sha256(self) -> str:
+        """The same of its configurations, tokenizer and chat template."""
+        return _hash(sorted({file for pattern in _COMPANIONS for file in self.path.glob(pattern) if file.is_file()}))
+
+
+def origin_of(directory: Path, source: Source) -> str:
+    """What to give to `ModelSource.find` for the model that a decoder was exported from.
+
+    Args:
+        directory: of the decoder.
+        source: as its manifest has it.
+
+    Raises:
+        SourceError: it was a folder, and nothing says where that stands.
+    """
+    try:
+        with open_plain(directory, ORIGIN_FILE) as file:
+            return file.read().decode().strip()
+    except (OSError, UnicodeDecodeError):
+        pass
+    if source.revision is None and source.id != DEMO:
+        raise SourceError(
+            f"{directory} was exported from a folder {source.id}, and does not say where that stands; say it with "
+            "--reference"
+        )
+    return source.id
+
+
+def _hash(files: Iterable[Path]) -> str:
+    digest = hashlib.sha256()
+    for file in files:
+        digest.update(f"{file.name}:{sha256(file)}\n".encode())
+    return digest.hexdigest()

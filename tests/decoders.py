@@ -26,7 +26,7 @@ _KEPT_DAYS = 3
 _PACKAGES = ("torch", "transformers", "onnx", "onnxscript", "onnx-ir", "onnxruntime", "numpy", "tokenizers")
 # What exporting and proving run through, as paths below the root.
 _MADE_BY = tuple(
-    f"bento_kv/{room}" for room in ("contract", "demo", "errors.py", "export", "onnx_file.py", "source.py")
+    f"bento_kv/{room}" for room in ("contract", "demo", "disk.py", "errors.py", "export", "onnx_file.py", "source.py")
 )
 _PROVEN_BY = tuple(f"bento_kv/{room}" for room in ("doctor", "host.py", "proof", "runtime", "text"))
 
@@ -102,12 +102,12 @@ def growing(model: str | Path = "llama", **options: Any) -> Path:
 
 def stored(model: str | Path = DEMO, **options: Any) -> Any:
     """A proven decoder in the model store, where a service finds it instead of making it."""
-    from bento_kv.bento.build import store_name
+    from bento_kv.bento.build import asked_facts, store_name
     from bento_kv.bento.store import save_model
 
     place = _place(model)
     asked = {"precision": "fp32", "kv_cache": "fp32", "max_length": None, **options}
-    metadata = {"asked_max_length": asked["max_length"] or 0}
+    metadata = asked_facts(place, asked["max_length"])
     return save_model(store_name(place, **asked), proven(model, **options), metadata=metadata)
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import logging
 import re
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,10 +16,11 @@ from bentoml.exceptions import BentoMLException, NotFound
 from bentoml.models import BentoModel
 
 from bento_kv import __version__
-from bento_kv.bento.store import MODULE, get, save_model, versions
+from bento_kv.bento.store import MODULE, clean_store, get, maker_of, save_model, versions
 from bento_kv.contract.files import MANIFEST_FILE, sha256
 from bento_kv.contract.manifest import Manifest
 from bento_kv.contract.verification import check_proof
+from bento_kv.disk import clean_scratch, scratch
 from bento_kv.errors import BentoKVError, ManifestError, SourceError
 from bento_kv.source import DEMO, ModelSource, hide_progress_bars
 
@@ -116,6 +116,8 @@ class VerifiedDecoder(BentoModel):  # type: ignore[misc] # BentoML loads it lazi
             return None
 
     def _stored_or_made(self) -> bentoml.Model:
+        clean_scratch()
+        clean_store(self.tag.name)
         path = Path(self.source).expanduser()
         if (path / MANIFEST_FILE).is_file():
             self._insist(Manifest.read(path))
@@ -126,7 +128,16 @@ class VerifiedDecoder(BentoModel):  # type: ignore[misc] # BentoML loads it lazi
             stored = get(self.source)
             self._insist(check_proof(Path(stored.path))[0])
             return stored
-        return self._stored(self._is_mine) or self._make()
+        return self._stored(self._is_mine) or self._made_by_one()
+
+    def _made_by_one(self) -> bentoml.Model:
+        """Two processes that need the same decoder make it once."""
+
+        def waiting() -> None:
+            logger.info("Another process makes a decoder of %s; waiting for it.", self.source)
+
+        with maker_of(self.tag.name, waiting):
+            return self._stored(self._is_mine) or self._make()
 
     def _insist(self, manifest: Manifest) -> None:
         """A decoder that is taken as it is has to be what was asked for."""
@@ -165,7 +176,9 @@ class VerifiedDecoder(BentoModel):  # type: ignore[misc] # BentoML loads it lazi
         if self.source != DEMO and not Path(self.source).expanduser().is_dir():
             return facts.get("source") == self.source  # of the hub, which is not asked whether it has changed
         found = ModelSource.find(self.source)
-        return facts.get("source") == found.id and facts.get("weights_sha256") == found.weights_sha256()
+        if any(facts.get(key) != value for key, value in _companions(found).items()):
+            return False
+        return facts.get("source") == found.name and facts.get("weights_sha256") == found.weights_sha256()
 
     def _make(self) -> bentoml.Model:
         """Export, prove, store: the build hook proper."""
@@ -180,8 +193,8 @@ class VerifiedDecoder(BentoModel):  # type: ignore[misc] # BentoML loads it lazi
                 "pip install 'bento-kv[export]'"
             ) from error
 
-        with tempfile.TemporaryDirectory(prefix="bento_kv-") as folder:
-            directory = Path(folder) / "decoder"
+        with scratch("make") as folder:
+            directory = folder / "decoder"
             logger.info("Making a decoder of %s; it is stored as %s and made once.", self.source, self.tag)
             export(
                 self.source,
@@ -193,7 +206,7 @@ class VerifiedDecoder(BentoModel):  # type: ignore[misc] # BentoML loads it lazi
             )
             logger.info("Proving it.")
             record = prove(directory, lambda manifest: TorchReference(self.source, manifest), progress=_say)
-            model = save_model(str(self.tag), directory, metadata={"asked_max_length": self.max_length or 0})
+            model = save_model(str(self.tag), directory, metadata=asked_facts(self.source, self.max_length))
             logger.info("Proven in %s s, stored as %s.", record.seconds, model.tag)
             return model
 
@@ -213,6 +226,16 @@ def store_name(source: str, precision: str, kv_cache: str, max_length: int | Non
     stem = re.sub(r"[^a-z0-9._-]+", "-", source.rstrip("/").split("/")[-1].lower()).strip("-._") or "decoder"
     ways = [*([f"kv-{kv_cache}"] if kv_cache != "fp32" else []), *([str(max_length)] if max_length else [])]
     return "-".join(["bento-kv", stem, precision, *ways])
+
+
+def asked_facts(source: str, max_length: int | None) -> dict[str, str | int]:
+    """What tells a stored decoder that was made for a `VerifiedDecoder`, besides what its manifest says."""
+    return {"asked_max_length": max_length or 0, **_companions(ModelSource.find(source))}
+
+
+def _companions(found: ModelSource) -> dict[str, str]:
+    """Of a model of the hub the id says it, which is not asked whether it has changed."""
+    return {} if found.revision is not None else {"companions_sha256": found.companions_sha256()}
 
 
 def _say(what: str) -> None:

@@ -2,21 +2,34 @@
 
 from __future__ import annotations
 
+import logging
 import shutil
-from collections.abc import Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import bentoml
-from bentoml.exceptions import BentoMLException, NotFound
+from bentoml.exceptions import BentoMLException
 
+from bento_kv.contract.files import copy_files
 from bento_kv.contract.verification import check_proof
+from bento_kv.disk import alone, clean, folder_beside, put, write_whole
 from bento_kv.errors import SourceError, first_line
 
 MODULE = "bento_kv"
+_MODEL_YAML = "model.yaml"
+# A version without its `model.yaml` in which nothing has changed for so long is nobody's work.
+_ABANDONED_SECONDS = 600
+
+# Below BentoML's own logger, so that `bentoml build` and `bentoml serve` show it.
+logger = logging.getLogger("bentoml.bento_kv")
 
 
 def save_model(name: str, directory: str | Path, *, metadata: Mapping[str, str | int] | None = None) -> bentoml.Model:
-    """Put a verified decoder directory into the BentoML model store.
+    """Put a verified decoder directory into the BentoML model store: what its manifest lists, and nothing else.
+
+    The version appears in the store when it is complete.
 
     Args:
         name: of the model, a version may be given after a colon.
@@ -41,15 +54,67 @@ def save_model(name: str, directory: str | Path, *, metadata: Mapping[str, str |
         **(metadata or {}),
     }
     try:
-        with bentoml.models.create(name, module=MODULE, labels={"framework": "bento_kv"}, metadata=facts) as model:
-            shutil.copytree(path, model.path, dirs_exist_ok=True)
+        tag = _new_tag(name)
+        with _refusing_to_write(), folder_beside(_store()) as staging:
+            copy_files(path, manifest.files, staging)
+            _write_model_yaml(staging, tag, facts)
+            _enter(staging, tag)
     except (BentoMLException, ValueError) as error:
         raise SourceError(f"the model store does not take {name!r}: {error}") from error
+    return get(tag)
+
+
+@contextmanager
+def _refusing_to_write() -> Iterator[None]:
+    try:
+        yield
+    except FileExistsError as error:
+        raise BentoMLException(f"{error.filename} exists already") from error
     except OSError as error:
         raise SourceError(
             f"the model store cannot be written, is its disk full? {first_line(error)} (BENTOML_HOME says where it is)"
         ) from error
-    return get(model.tag)  # as it lies in the store; what was written to was a folder on the way there
+
+
+def _store() -> Path:
+    """Where this process has BentoML's model store."""
+    from bentoml._internal.configuration.containers import BentoMLContainer
+
+    return Path(BentoMLContainer.model_store.get()._path)
+
+
+def _new_tag(name: str) -> bentoml.Tag:
+    tag = bentoml.Tag.from_taglike(name)
+    return tag if tag.version is not None else tag.make_new_version()
+
+
+def _write_model_yaml(folder: Path, tag: bentoml.Tag, facts: Mapping[str, str | int]) -> None:
+    """What makes a folder a model of BentoML's."""
+    from bentoml._internal.models.model import ModelContext, ModelInfo, ModelOptions
+
+    info = ModelInfo(
+        tag=tag,
+        module=MODULE,
+        api_version="v1",
+        signatures={},
+        labels={"framework": "bento_kv"},
+        options=ModelOptions(),
+        metadata=dict(facts),
+        context=ModelContext(framework_name="", framework_versions={}),
+    )
+    with (folder / _MODEL_YAML).open("w", encoding="utf-8") as file:
+        info.dump(file)
+
+
+def _enter(staging: Path, tag: bentoml.Tag) -> None:
+    """Let a complete version appear under its tag, as the latest of its name.
+
+    BentoML's own way copies into the store, file by file: a process that is killed over it leaves a version that is none.
+    """
+    place = _store() / tag.path()
+    place.parent.mkdir(parents=True, exist_ok=True)
+    put(staging, place)
+    write_whole(_store() / tag.latest_path(), str(tag.version).encode())
 
 
 def get(tag: str | bentoml.Tag) -> bentoml.Model:
@@ -58,22 +123,68 @@ def get(tag: str | bentoml.Tag) -> bentoml.Model:
     Raises:
         SourceError: there is none, or another framework saved it.
     """
-    try:
-        model = bentoml.models.get(tag)
-    except (NotFound, BentoMLException, ValueError) as error:
-        raise SourceError(f"the model store has no {tag}; `bentoml models list` shows what it has") from error
+    model = _found(tag)
     if model.info.module != MODULE:
         raise SourceError(f"{model.tag} was saved by {model.info.module or 'something else'}, not by bento_kv")
     return model
 
 
-def versions(name: str) -> list[bentoml.Model]:
-    """All stored versions of a name, the newest first."""
+def _found(tag: str | bentoml.Tag) -> bentoml.Model:
     try:
-        models = bentoml.models.list(name)
-    except NotFound:
-        return []
+        return bentoml.models.get(tag)
+    except Exception as error:  # one that is not whole raises what its model.yaml makes of BentoML's reader
+        name = str(tag).removesuffix(":latest")
+        if ":" not in name and (whole := versions(name)):
+            return whole[0]  # the version that is called the latest is not whole
+        raise SourceError(f"the model store has no {tag}; `bentoml models list` shows what it has") from error
+
+
+def versions(name: str) -> list[bentoml.Model]:
+    """All stored versions of a name that are whole, the newest first. What another process is writing is passed by."""
+    models = []
+    for folder in _folders(name):
+        try:
+            models.append(bentoml.models.get(f"{name}:{folder.name}"))
+        except Exception:  # as in `_found`
+            logger.warning("%s:%s in the model store is not whole, and passed by.", name, folder.name)
     return sorted(models, key=lambda model: model.creation_time, reverse=True)
+
+
+def _folders(name: str) -> list[Path]:
+    try:
+        return sorted(folder for folder in (_store() / name).iterdir() if folder.is_dir())
+    except OSError:
+        return []
+
+
+def clean_store(name: str) -> None:
+    """Remove what killed processes left: ours beside the store, and versions of a name that were never finished.
+
+    A version that has no `model.yaml` is none to BentoML, whose own commands fail at it.
+    """
+    clean(_store().parent, _store().name)
+    clean(_store() / name)
+    for folder in _folders(name):
+        if not (folder / _MODEL_YAML).exists() and time.time() - _last_change(folder) > _ABANDONED_SECONDS:
+            logger.warning("%s:%s in the model store was never finished, and is removed.", name, folder.name)
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _last_change(folder: Path) -> float:
+    """Seconds since the epoch."""
+    return max((path.lstat().st_mtime for path in (folder, *folder.rglob("*"))), default=0.0)
+
+
+@contextmanager
+def maker_of(name: str, waiting: Callable[[], None]) -> Iterator[None]:
+    """Be the only process that makes a version of that name for as long as this lasts.
+
+    Args:
+        name: of the model.
+        waiting: called if another one is at it.
+    """
+    with alone(_store().parent / "bento_kv-locks" / f"{name}.lock", waiting):
+        yield
 
 
 def locate(target: str | Path | bentoml.Model) -> Path:

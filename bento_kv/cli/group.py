@@ -14,6 +14,7 @@ from typing import Any, get_args
 import click
 
 from bento_kv import __version__
+from bento_kv.disk import write_whole
 from bento_kv.engine.config import EngineConfig
 from bento_kv.engine.settings import Setting, named
 from bento_kv.errors import BentoKVError, IntegrityError, VerificationError, first_line
@@ -104,7 +105,7 @@ threads_option = engine_option(EngineConfig, "threads")
 def write_page(path: Path, page: str) -> None:
     """Write what `--html` asks for."""
     try:
-        path.write_text(page, encoding="utf-8")
+        write_whole(path, page.encode("utf-8"))
     except OSError as error:
         raise click.BadParameter(f"{path} cannot be written: {error.strerror}", param_hint="--html") from error
 

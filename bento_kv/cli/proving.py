@@ -12,7 +12,7 @@ from bento_kv.errors import ManifestError
 
 @main.command()
 @click.argument("target")
-@click.option("--reference", help="Where the original weights are; what the manifest names unless given.")
+@click.option("--reference", help="Where the original weights are; where the export found them unless given.")
 @click.option("--html", type=click.Path(dir_okay=False, writable=True, path_type=Path), help="Also write a page.")
 @threads_option
 @click.option(
@@ -34,6 +34,7 @@ def verify(
     from bento_kv.proof.parity import TorchReference
     from bento_kv.proof.proof import prove
     from bento_kv.proof.report import render, render_html
+    from bento_kv.source import origin_of
 
     directory = locate(target)
     if not (directory / MANIFEST_FILE).is_file():
@@ -45,7 +46,7 @@ def verify(
         )
     record = prove(
         directory,
-        lambda manifest: TorchReference(reference or manifest.source.id, manifest),
+        lambda manifest: TorchReference(reference or origin_of(directory, manifest.source), manifest),
         threads=threads,
         progress=progress,
     )

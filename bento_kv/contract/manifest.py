@@ -9,10 +9,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from bento_kv.contract.cache import CacheSpec
-from bento_kv.contract.files import MANIFEST_FILE, MODEL_FILE, check_hashes
+from bento_kv.contract.files import MANIFEST_FILE, MODEL_FILE, check_hashes, name_faults
 from bento_kv.contract.graph_io import GROUP_BIAS, TensorSpec
 from bento_kv.contract.precision import PRECISIONS, KvCache, Precision, PrecisionTraits, coarsest
 from bento_kv.contract.record import Record, read_record, write_record
@@ -22,7 +22,10 @@ Layout = Literal["in-place", "growing"]
 
 
 class Source(Record):
-    """Where the weights came from: what the user named, its revision if it has one, and the weights' hash."""
+    """Where the weights came from: a hub id with its revision, or the name of a folder; and the weights' hash.
+
+    Where the folder stood is not said: a decoder goes to other machines.
+    """
 
     id: str
     revision: str | None
@@ -50,7 +53,8 @@ class Manifest(Record):
         rotations: of names in `weights` that are no parameters themselves, but parameters rotated: how.
         reduce_range: int8 weights in columns use 7 of their bits; see `quantization.REDUCED_RANGE`.
         passes: what was done to the traced graph: how often each pass found what it looks for.
-        files: the sha256 of every file but the manifest and the verification record.
+        files: the sha256 of every file but the manifest and the verification record, by its name: a plain file below the
+            directory, which no link leads to.
     """
 
     schema_: Literal["bento_kv.manifest/1"] = Field("bento_kv.manifest/1", alias="schema")
@@ -105,6 +109,13 @@ class Manifest(Record):
     def golden_limit(self) -> float:
         """What another machine may change in a golden logit, relative to the step's largest."""
         return PRECISIONS[self.coarsest].golden
+
+    @field_validator("files")
+    @classmethod
+    def _are_below_the_directory(cls, files: dict[str, str]) -> dict[str, str]:
+        if fault := next(name_faults(files), None):
+            raise ValueError(fault)
+        return files
 
     @model_validator(mode="after")
     def _names_the_graphs(self) -> Self:

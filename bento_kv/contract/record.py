@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
-from contextlib import suppress
 from pathlib import Path
 from typing import TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from bento_kv.errors import ManifestError
+from bento_kv.contract.files import open_plain
+from bento_kv.disk import write_whole
+from bento_kv.errors import IntegrityError, ManifestError
 
 
 class Record(BaseModel):
@@ -30,12 +31,15 @@ def read_record(record: type[R], path: Path, *, remedy: str) -> R:
         remedy: what writes a right one, for the error's message.
 
     Raises:
-        ManifestError: there is no such file, or it is not valid.
+        ManifestError: there is no such file, it is not a plain one, or it is not valid.
     """
     try:
-        return record.model_validate_json(path.read_text(encoding="utf-8"))
+        with open_plain(path.parent, path.name) as file:
+            return record.model_validate_json(file.read().decode("utf-8"))
     except FileNotFoundError:
         raise ManifestError(f"{path.parent} has no {path.name}; {remedy}") from None
+    except IntegrityError:
+        raise
     except (OSError, UnicodeDecodeError) as error:
         raise ManifestError(f"{path} cannot be read: {error}") from error
     except ValidationError as error:
@@ -47,11 +51,7 @@ def read_record(record: type[R], path: Path, *, remedy: str) -> R:
 def write_record(record: Record, path: Path) -> None:
     """Write as JSON; who reads meanwhile sees the old file or the new one. Raises ManifestError."""
     document = record.model_dump(mode="json", by_alias=True)
-    beside = path.with_suffix(".tmp")
     try:
-        beside.write_text(json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        beside.replace(path)
+        write_whole(path, (json.dumps(document, indent=1, ensure_ascii=False) + "\n").encode("utf-8"))
     except OSError as error:
-        with suppress(OSError):
-            beside.unlink(missing_ok=True)
         raise ManifestError(f"{path} cannot be written: {error.strerror}") from error

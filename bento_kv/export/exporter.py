@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import errno
-import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,6 +20,7 @@ from bento_kv.contract.manifest import Manifest, Source, padding_positions
 from bento_kv.contract.precision import CACHE_ELEMENTS, EXPORTED, KvCache, Precision
 from bento_kv.contract.rotation import Rotated
 from bento_kv.contract.versions import versions_of
+from bento_kv.disk import folder_beside, put, replace
 from bento_kv.errors import ExportError
 from bento_kv.export.forms import FORMS, chosen, quantized
 from bento_kv.export.graph import clean_up, optimize
@@ -113,6 +112,7 @@ def export(
             created=datetime.now(UTC).isoformat(timespec="seconds"),
         )
         record.write(staging)
+        read.source.write_origin(staging)
     return record
 
 
@@ -139,7 +139,7 @@ class _Read:
 
     def origin(self) -> Source:
         found = self.source
-        return Source(id=found.id, revision=found.revision, weights_sha256=found.weights_sha256())
+        return Source(id=found.name, revision=found.revision, weights_sha256=found.weights_sha256())
 
 
 @dataclass(frozen=True, slots=True)
@@ -231,17 +231,25 @@ def _spec(value: Any) -> TensorSpec:
 def _staged(directory: Path, *, force: bool) -> Iterator[Path]:
     """A directory beside the target that takes its place if all goes well, and is gone if not."""
     directory = directory.resolve()
+    with ExitStack() as stack:
+        try:
+            directory.parent.mkdir(parents=True, exist_ok=True)
+            staging = stack.enter_context(folder_beside(directory))
+        except OSError as error:
+            raise ExportError(f"{directory.parent} cannot be written to: {error.strerror}") from error
+        with _explained(directory):
+            yield staging
+            (replace if force else put)(staging, directory)
+
+
+@contextmanager
+def _explained(directory: Path) -> Iterator[None]:
     try:
-        directory.parent.mkdir(parents=True, exist_ok=True)
-        staging = Path(tempfile.mkdtemp(prefix=f".{directory.name}.", dir=directory.parent))
-    except OSError as error:
-        raise ExportError(f"{directory.parent} cannot be written to: {error.strerror}") from error
-    try:
-        yield staging
-        staging.chmod(0o777 & ~_umask())
-        if directory.exists() and force:
-            shutil.rmtree(directory)
-        staging.rename(directory)
+        yield
+    except FileExistsError as error:
+        raise ExportError(
+            f"{directory} was written by another process meanwhile; give --force to replace it, or another directory"
+        ) from error
     except OSError as error:
         if error.errno in (errno.ENOSPC, None):  # numpy's writer gives no number, only that it could not write
             free = shutil.disk_usage(directory.parent).free
@@ -250,11 +258,3 @@ def _staged(directory: Path, *, force: bool) -> Iterator[Path]:
                 "some room or export elsewhere"
             ) from error
         raise ExportError(f"{directory} cannot be written: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -9,8 +9,6 @@ from __future__ import annotations
 import contextlib
 import inspect
 import io
-import os
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +19,7 @@ from torch import nn
 from transformers import DynamicCache
 from transformers.utils import logging as transformers_logging
 
+from bento_kv.disk import folder_beside, replace
 from bento_kv.errors import ExportError, UnsupportedArchitecture, first_line
 from bento_kv.export.graph import clean_up
 from bento_kv.export.growing_check import Geometry, IoNames, check_growing
@@ -226,9 +225,12 @@ def _save(model: ir.Model, file: Path, external: bool | None) -> None:
 def _staged(file: Path) -> Iterator[Path]:
     """A file of the same name in a folder beside; it and its data take their places if all goes well."""
     try:
-        with tempfile.TemporaryDirectory(prefix=f".{file.name}.", dir=file.parent) as folder:
-            yield Path(folder) / file.name
-            for path in sorted(Path(folder).iterdir(), reverse=True):  # the data first: the graph is of no use without
-                os.replace(path, file.with_name(path.name))
+        with folder_beside(file) as folder:
+            yield folder / file.name
+            parts = sorted(folder.iterdir(), reverse=True)  # the data first: the graph is of no use without
+            if len(parts) > 1:
+                file.unlink(missing_ok=True)  # and none may be found beside the data of another
+            for part in parts:
+                replace(part, file.with_name(part.name))
     except OSError as error:
         raise ExportError(f"{file} cannot be written: {error.strerror or error}") from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -16,6 +15,7 @@ from bento_kv.contract.manifest import Manifest
 from bento_kv.contract.reference import NumericReference, WeightReference
 from bento_kv.contract.verification import Check, GoldenPrompt, PartProof, Verification
 from bento_kv.contract.versions import versions_of
+from bento_kv.disk import scratch
 from bento_kv.doctor.faults import Part
 from bento_kv.errors import DecoderError
 from bento_kv.host import available_cpus, processor
@@ -93,7 +93,7 @@ def _compute(directory: Path, manifest: Manifest, model: Reference, threads: int
     with ExitStack() as stack:
         floats = directory
         if manifest.quantized:
-            floats = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bento_kv-twin-")))
+            floats = stack.enter_context(scratch("twin"))
         plan = ProofPlan(directory, floats, manifest, model, threads, texts)
         stages = plan.stages()
         book.expected = book.done + 1 + manifest.quantized + sum(len(stage.works) for stage in stages)

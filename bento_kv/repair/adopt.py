@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
-import tempfile
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -14,9 +13,10 @@ from google.protobuf.message import DecodeError
 from transformers import GenerationConfig, PreTrainedConfig
 
 from bento_kv.contract.cache import KvSpec
-from bento_kv.contract.files import hash_files
+from bento_kv.contract.files import check_plain, hash_files
 from bento_kv.contract.manifest import Manifest, Source
 from bento_kv.contract.versions import versions_of
+from bento_kv.disk import scratch, write_whole
 from bento_kv.errors import ExportError, UnsupportedArchitecture
 from bento_kv.export.model import load_config, max_positions
 from bento_kv.export.tokenizer import load_generation_config, load_tokenizer, token_ids, write_companions
@@ -42,8 +42,10 @@ def adopt(directory: Path, source: str, *, max_length: int | None = None) -> Man
     Raises:
         DecoderError: there is no graph, or not a causal decoder's.
         ExportError: the directory cannot be written, or the graph is of the in-place layout.
+        IntegrityError: a file is a link, or no file.
         SourceError, UnsupportedArchitecture: as the export.
     """
+    check_plain(directory)
     files = graph_files(directory)
     found = ModelSource.find(source)
     config = load_config(found)
@@ -67,7 +69,7 @@ def adopt(directory: Path, source: str, *, max_length: int | None = None) -> Man
     generation = load_generation_config(found, config)
     _complete(directory, found, tokenizer, generation)
     record = Manifest(
-        source=Source(id=found.id, revision=found.revision, weights_sha256=found.weights_sha256()),
+        source=Source(id=found.name, revision=found.revision, weights_sha256=found.weights_sha256()),
         architecture=(config.architectures or [config.model_type])[0],
         layout="growing",
         precision=weights,
@@ -85,17 +87,19 @@ def adopt(directory: Path, source: str, *, max_length: int | None = None) -> Man
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
     record.write(directory)
+    with suppress(OSError):  # a help for the next `verify`, no more
+        found.write_origin(directory)
     return record
 
 
 def _complete(directory: Path, source: ModelSource, tokenizer: Any, generation: GenerationConfig) -> None:
     """Tokenizer, chat template and configurations, where the exporter did not write them."""
-    with tempfile.TemporaryDirectory(prefix="bento_kv-") as folder:
-        write_companions(source, tokenizer, generation, Path(folder))
+    with scratch("adopt") as folder:
+        write_companions(source, tokenizer, generation, folder)
         try:
-            for file in sorted(Path(folder).iterdir()):
+            for file in sorted(folder.iterdir()):
                 if not (directory / file.name).exists():
-                    shutil.copyfile(file, directory / file.name)
+                    write_whole(directory / file.name, file.read_bytes())
         except OSError as error:
             raise ExportError(f"{directory} cannot be written: {error.strerror}") from error
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -12,6 +10,7 @@ from pathlib import Path
 import onnx_ir as ir
 from google.protobuf.message import DecodeError
 
+from bento_kv.disk import folder_beside, replace
 from bento_kv.errors import DecoderError, ExportError, first_line
 from bento_kv.repair.weights import external_values, lift_external_constants
 
@@ -97,8 +96,8 @@ def staged(output: Path) -> Iterator[Path]:
         ExportError: it cannot be written.
     """
     try:
-        with tempfile.TemporaryDirectory(prefix=f".{output.name}.", dir=output.parent) as folder:
-            target = Path(folder) / output.name
+        with folder_beside(output) as folder:
+            target = folder / output.name
             yield target
             if target.exists():
                 _take_place(target, output)
@@ -108,11 +107,12 @@ def staged(output: Path) -> Iterator[Path]:
 
 
 def _take_place(target: Path, output: Path) -> None:
-    """The weights first: a graph is of no use without them."""
+    """The weights first: a graph is of no use without them, and never to be found beside those of another."""
     data, old = data_beside(target), data_beside(output)
     has_data = data.exists()
     if has_data:
-        os.replace(data, old)
-    os.replace(target, output)
+        output.unlink(missing_ok=True)
+        replace(data, old)
+    replace(target, output)
     if not has_data and old.exists():
         old.unlink()  # of the file that was replaced
