@@ -145,7 +145,7 @@ def versions(name: str) -> list[bentoml.Model]:
     for folder in _folders(name):
         try:
             models.append(bentoml.models.get(f"{name}:{folder.name}"))
-        except Exception:  # as in `_found`
+        except Exception:  # noqa: BLE001 - as in `_found`
             logger.warning("%s:%s in the model store is not whole, and passed by.", name, folder.name)
     return sorted(models, key=lambda model: model.creation_time, reverse=True)
 

@@ -8,8 +8,8 @@ import os
 import stat
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import ExitStack
+from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
 
 from bento_kv.disk import is_part
 from bento_kv.errors import IntegrityError
@@ -49,7 +49,7 @@ def name_faults(names: Iterable[str]) -> Iterator[str]:
         seen.add(name.casefold())
 
 
-def open_plain(directory: Path, name: str) -> BinaryIO:
+def open_plain(directory: Path, name: str) -> BufferedReader:
     """Open a plain file below a directory, through no link: what is proven here cannot be changed elsewhere.
 
     Only the directory itself may be reached through links.
@@ -154,7 +154,7 @@ def copy_files(directory: Path, files: Mapping[str, str], target: Path) -> None:
             _check_hash(directory / name, digest.hexdigest(), expected)
 
 
-def _open_listed(directory: Path, name: str) -> BinaryIO:
+def _open_listed(directory: Path, name: str) -> BufferedReader:
     try:
         return open_plain(directory, name)
     except FileNotFoundError:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +13,9 @@ import bentoml
 import pytest
 
 import bento_kv
-from bento_kv.bento.store import locate, versions
+from bento_kv.bento.store import _store, clean_store, locate, versions
 from bento_kv.contract.verification import check_proof
+from bento_kv.disk import is_part
 from bento_kv.errors import BentoKVError, IntegrityError, ManifestError, SourceError, VerificationError
 from tests.damage import change_graph, flip_weight_byte, set_attention
 
@@ -23,7 +26,8 @@ def test_save_get_load(tiny_decoder: Path) -> None:
     assert stored.tag == saved.tag
     assert stored.info.module == "bento_kv"
     assert stored.info.metadata["architecture"] == "LlamaForCausalLM"
-    assert {path.name for path in Path(stored.path).iterdir()} >= {path.name for path in tiny_decoder.iterdir()}
+    listed = {*check_proof(tiny_decoder)[0].files, "manifest.json", "verification.json", "model.yaml"}
+    assert {path.name for path in Path(stored.path).iterdir()} == listed
     assert locate("tiny-saved:latest") == Path(stored.path)
     runnable = bento_kv.load_model("tiny-saved", config=bento_kv.EngineConfig(slots=1))
     runnable.close()
@@ -128,3 +132,105 @@ def test_names_and_tags_that_cannot_be(tiny_decoder: Path) -> None:
         pass
     with pytest.raises(SourceError, match="not by bento_kv"):
         bento_kv.get("somebody-elses")
+
+
+def _names_in_the_store(name: str) -> list[str]:
+    return sorted(path.name for path in (_store() / name).iterdir())
+
+
+def test_only_what_the_manifest_lists_is_stored(tiny_decoder: Path, tmp_path: Path) -> None:
+    (tiny_decoder / ".origin").write_text("/home/somebody/model\n")
+    stored = Path(bento_kv.save_model("tiny-listed", tiny_decoder).path)
+    assert not (stored / ".origin").exists()
+    secret = tmp_path / "keys"
+    secret.mkdir()
+    (secret / "id_rsa").write_text("secret")
+    (tiny_decoder / "keys").symlink_to(secret)
+    with pytest.raises(IntegrityError, match="keys"):
+        bento_kv.save_model("tiny-listed", tiny_decoder)
+    assert not list(_store().rglob("id_rsa"))
+
+
+def test_a_save_that_fails_leaves_nothing(tiny_decoder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fails(*_: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("bento_kv.bento.store.copy_files", fails)
+    with pytest.raises(SourceError, match="is its disk full"):
+        bento_kv.save_model("tiny-nospace", tiny_decoder)
+    assert not (_store() / "tiny-nospace").exists()
+    assert not [path for path in _store().parent.iterdir() if is_part(path.name)]
+
+
+def test_a_tag_is_given_once(tiny_decoder: Path) -> None:
+    bento_kv.save_model("tiny-tagged:one", tiny_decoder)
+    with pytest.raises(SourceError, match="exists already"):
+        bento_kv.save_model("tiny-tagged:one", tiny_decoder)
+    assert bento_kv.get("tiny-tagged").tag.version == "one"
+
+
+def _empty(version: Path) -> None:
+    version.mkdir()
+
+
+def _without_model_yaml(version: Path) -> None:
+    version.mkdir()
+    (version / "model.onnx").write_bytes(b"half")
+
+
+def _with_half_a_model_yaml(version: Path) -> None:
+    version.mkdir()
+    (version / "model.yaml").write_text("name: ")
+
+
+def _with_no_model_yaml_in_it(version: Path) -> None:
+    version.mkdir()
+    (version / "model.yaml").touch()
+
+
+@pytest.mark.parametrize("half", [_empty, _without_model_yaml, _with_half_a_model_yaml, _with_no_model_yaml_in_it])
+def test_versions_that_are_not_whole_are_passed_by(half: Callable[[Path], None], tiny_decoder: Path) -> None:
+    """As a killed `bentoml models import` leaves them, or one that another process is at."""
+    name = f"tiny-half{half.__name__.replace('_', '-')}"
+    whole = bento_kv.save_model(name, tiny_decoder)
+    half(_store() / name / "unfinished")
+    (_store() / name / "latest").write_text("unfinished")
+    assert [model.tag for model in versions(name)] == [whole.tag]
+    assert bento_kv.get(name).tag == whole.tag
+    assert bento_kv.get(f"{name}:latest").tag == whole.tag
+    clean_store(name)
+    assert "unfinished" in _names_in_the_store(name)  # another process may be at it
+
+
+def test_a_latest_that_names_nothing(tiny_decoder: Path) -> None:
+    whole = bento_kv.save_model("tiny-latest", tiny_decoder)
+    for content in ("", "gone", "../.."):
+        (_store() / "tiny-latest" / "latest").write_text(content)
+        assert bento_kv.get("tiny-latest").tag == whole.tag
+
+
+def test_versions_that_nobody_finishes_are_removed(tiny_decoder: Path) -> None:
+    whole = bento_kv.save_model("tiny-abandoned", tiny_decoder)
+    left = _store() / "tiny-abandoned" / "unfinished"
+    _without_model_yaml(left)
+    for path in (left / "model.onnx", left):
+        os.utime(path, (0, 0))
+    clean_store("tiny-abandoned")
+    assert _names_in_the_store("tiny-abandoned") == ["latest", whole.tag.version]
+
+
+def test_what_a_killed_save_left_beside_the_store_goes_with_the_next(tiny_decoder: Path) -> None:
+    left = _store().parent / f".models.{'0' * 16}.bento_kv-part"
+    left.mkdir()
+    (left / "model.onnx").write_bytes(b"half")
+    bento_kv.save_model("tiny-after", tiny_decoder)
+    assert not left.exists()
+
+
+def test_two_processes_that_save_the_same_each_have_a_whole_version(tiny_decoder: Path) -> None:
+    with ThreadPoolExecutor(4) as pool:
+        saved = list(pool.map(lambda _: bento_kv.save_model("tiny-at-once", tiny_decoder), range(4)))
+    assert len({str(model.tag) for model in saved}) == 4
+    assert len(versions("tiny-at-once")) == 4
+    for model in saved:
+        check_proof(Path(model.path))
