@@ -48,12 +48,14 @@ class VerifiedDecoder(BentoModel):  # type: ignore[misc] # BentoML loads it lazi
         max_length: positions of a slot, prompt and answer together; the model's own limit unless set. A decoder that is
             taken as it is has to have as many; `EngineConfig.max_length` makes slots shorter.
         name: in the model store; made from the source unless given.
+        alias: under which a bento has it, of no other model in that bento; made from the other arguments unless given.
     """
 
     source: str = ""
     precision: str = "fp32"
     kv_cache: str = "fp32"
     max_length: int | None = None
+    alias: str = ""
 
     def __init__(
         self,
@@ -63,10 +65,18 @@ class VerifiedDecoder(BentoModel):  # type: ignore[misc] # BentoML loads it lazi
         kv_cache: str = "fp32",
         max_length: int | None = None,
         name: str | None = None,
+        alias: str | None = None,
     ) -> None:
         tag = name or store_name(source, precision, kv_cache, max_length)
+        # Two models of one name, of different owners, may be in one bento.
+        asked = hashlib.sha256(f"{source}|{precision}|{kv_cache}|{max_length}".encode()).hexdigest()
         self.__attrs_init__(  # type: ignore[call-arg] # the inherited field
-            tag=tag, source=source, precision=precision, kv_cache=kv_cache, max_length=max_length
+            tag=tag,
+            source=source,
+            precision=precision,
+            kv_cache=kv_cache,
+            max_length=max_length,
+            alias=alias or f"bento_kv.{tag}.{asked[:8]}",
         )
 
     def to_info(self, alias: str | None = None) -> Any:
@@ -78,7 +88,7 @@ class VerifiedDecoder(BentoModel):  # type: ignore[misc] # BentoML loads it lazi
         from bentoml._internal.bento.bento import BentoModelInfo
 
         with _refusing():
-            return BentoModelInfo.from_bento_model(self._stored_or_made(), alias or self._alias)
+            return BentoModelInfo.from_bento_model(self._stored_or_made(), alias or self.alias)
 
     def resolve(self, base_path: Any = None, global_model_store: Any = None) -> bentoml.Model:
         """The stored decoder; `base_path` is BentoML's, for copying models out of the store.
@@ -100,20 +110,22 @@ class VerifiedDecoder(BentoModel):  # type: ignore[misc] # BentoML loads it lazi
             RefusedDecoder: the decoder is damaged or not proven.
         """
         with _refusing():
-            check_proof(Path(self.resolve().path))
-
-    @property
-    def _alias(self) -> str:
-        # Two models of one name, of different owners, may be in one bento.
-        asked = f"{self.source}|{self.precision}|{self.kv_cache}|{self.max_length}"
-        return f"bento_kv.{self.tag.name}.{hashlib.sha256(asked.encode()).hexdigest()[:8]}"
+            clean_scratch()
+            self._insist(check_proof(Path(self.resolve().path))[0])
 
     def _packed(self) -> bentoml.Model | None:
         """The version that this bento was built with. In a bento the alias is known, elsewhere it is not."""
-        try:
-            return bentoml.models.get(self._alias)
-        except (NotFound, BentoMLException, ValueError):
+        from bentoml._internal.configuration.containers import BentoMLContainer
+
+        tag = BentoMLContainer.model_aliases.get().get(self.alias)
+        if tag is None:
             return None
+        try:
+            return bentoml.models.get(tag)
+        except (NotFound, BentoMLException, ValueError) as error:
+            raise SourceError(
+                f"the decoder of this bento, {tag}, is not in the model store; import the bento again"
+            ) from error
 
     def _stored_or_made(self) -> bentoml.Model:
         clean_scratch()
@@ -149,7 +161,8 @@ class VerifiedDecoder(BentoModel):  # type: ignore[misc] # BentoML loads it lazi
                 raise SourceError(f"{self.source}: its {what} is {has}, not {asked}; export it again")
         if self.max_length is not None and self.max_length > manifest.max_length:
             raise SourceError(
-                f"{self.source} was exported for {manifest.max_length} positions, not {self.max_length}; export it again"
+                f"{self.source} was exported for {manifest.max_length} positions, not {self.max_length}; give at most so "
+                "many, or export it again"
             )
 
     def _stored(self, wanted: Callable[[Mapping[str, Any]], bool]) -> bentoml.Model | None:

@@ -18,10 +18,11 @@ from typing import Any
 import bentoml
 from bentoml.exceptions import BentoMLException
 
-from bento_kv.bento.arguments import read_arguments
+from bento_kv.bento.arguments import DECODER_ALIAS, forget_path, read_arguments
 from bento_kv.bento.build import VerifiedDecoder
 from bento_kv.bento.middleware import mend_middleware
 from bento_kv.bento.runnable import OnnxDecoderRunnable
+from bento_kv.bento.starting import starting, supervise
 from bento_kv.bento.supervisor import pass_second_signal_on
 from bento_kv.bento.uvicorn_server import app_of, bound_connections, running_server
 from bento_kv.engine.request import RequestOptions
@@ -41,8 +42,13 @@ class GenerateRequest(NativeRequest, bentoml.IODescriptor):
 
 config, engine_config = read_arguments()
 decoder = VerifiedDecoder(
-    config.model, precision=config.precision, kv_cache=config.kv_cache, max_length=engine_config.max_length
+    config.model,
+    precision=config.precision,
+    kv_cache=config.kv_cache,
+    max_length=engine_config.max_length,
+    alias=DECODER_ALIAS,
 )
+forget_path()
 
 
 def current_runnable() -> OnnxDecoderRunnable:
@@ -73,18 +79,20 @@ class LanguageModel:
     def check() -> None:
         decoder.check()
         pass_second_signal_on()
+        supervise()
 
     def __init__(self) -> None:
-        self.runnable = OnnxDecoderRunnable(
-            self.decoder,
-            engine_config,
-            model_id=config.model_id,
-            aliases=(config.model,),
-            parse_special_tokens=config.parse_special_tokens,
-            observer=EngineMetrics,
-            event_log=config.event_log,
-            workers=config.workers,
-        )
+        with starting():
+            self.runnable = OnnxDecoderRunnable(
+                self.decoder,
+                engine_config,
+                model_id=config.model_id,
+                aliases=(config.model,),
+                parse_special_tokens=config.parse_special_tokens,
+                observer=EngineMetrics,
+                event_log=config.event_log,
+                workers=config.workers,
+            )
         if threading.current_thread() is threading.main_thread():  # as in every worker; a test client has no signals
             if (server := running_server()) is not None:
                 bound_connections(server, ConnectionLimits(connections=config.max_connections))

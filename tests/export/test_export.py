@@ -31,6 +31,7 @@ def test_the_directory_has_what_the_contract_names(tiny_decoder: Path) -> None:
         "tokenizer.json",
         "tokenizer_config.json",
         "chat_template.jinja",
+        ".origin",
     }
     manifest = json.loads((tiny_decoder / "manifest.json").read_text())
     assert manifest["schema"] == "bento_kv.manifest/1"

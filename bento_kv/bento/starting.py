@@ -1,0 +1,75 @@
+"""The server and its workers: what keeps one from starting ends the other, and no worker outlives its server.
+
+BentoML starts a worker that has ended again, for ever. A fault at its start would be the same every time: the worker tells
+its server the sentence and ends it, and the server's exit code says that it did not do what it was asked to.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import os
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from bento_kv.disk import scratch
+from bento_kv.errors import BentoKVError, first_line
+
+_SERVER = "BENTO_KV_SERVER"  # id of the process, and the file for the sentence
+_LOOK_SECONDS = 1.0
+
+
+def supervise() -> None:
+    """Let this process be the server of the workers that it starts from now on."""
+    stack = contextlib.ExitStack()
+    told = stack.enter_context(scratch("serve")) / "fault"
+    os.environ[_SERVER] = f"{os.getpid()}:{told}"
+    atexit.register(_end, os.getpid(), told, stack)
+
+
+def _end(server: int, told: Path, stack: contextlib.ExitStack) -> None:
+    if os.getpid() != server:
+        return  # a fork that is not a server
+    sentence = told.read_text(encoding="utf-8") if told.exists() else ""
+    stack.close()
+    if sentence:
+        print(f"Error: {sentence}", file=sys.stderr, flush=True)
+        sys.stdout.flush()
+        os._exit(1)  # the only way from here to an exit code
+
+
+@contextlib.contextmanager
+def starting() -> Iterator[None]:
+    """What goes wrong in here ends this worker's server, with a sentence. Without a server it is raised."""
+    server, told = _server()
+    if server is None:
+        yield
+        return
+    threading.Thread(target=_outlive_nobody, args=(server,), name="bento_kv-server", daemon=True).start()
+    try:
+        yield
+    except Exception as error:
+        told.write_text(_sentence(error), encoding="utf-8")
+        os.kill(server, signal.SIGTERM)
+        raise
+
+
+def _server() -> tuple[int | None, Path]:
+    """The process that started this one to serve, if that is what it is, and where it is told of a fault."""
+    number, _, told = os.environ.get(_SERVER, "").partition(":")
+    return (os.getppid() if number == str(os.getppid()) else None), Path(told)
+
+
+def _sentence(error: Exception) -> str:
+    return str(error) if isinstance(error, BentoKVError) else f"{type(error).__name__}: {first_line(error)}"
+
+
+def _outlive_nobody(server: int) -> None:
+    """A server that is killed tells its workers nothing; they would keep its port."""
+    while os.getppid() == server:
+        time.sleep(_LOOK_SECONDS)
+    os.kill(os.getpid(), signal.SIGTERM)
