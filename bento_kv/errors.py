@@ -8,6 +8,7 @@
     │   └── IntegrityError       a file's hash is not the manifest's
     ├── VerificationError        a proof failed, is missing, or does not hold on this machine
     ├── DecoderError             a step was asked for, or went, wrong
+    ├── GraphLimitError          a graph does not end, or takes more memory than there is
     ├── TokenizerError           the model's tokenizer fails, or does not end
     ├── TraceError               a step trace cannot be read as one
     ├── MetricsError             a server's metrics cannot be read
@@ -34,6 +35,7 @@ __all__ = [
     "DecoderError",
     "EngineClosedError",
     "ExportError",
+    "GraphLimitError",
     "IntegrityError",
     "ManifestError",
     "MetricsError",
@@ -96,6 +98,10 @@ class VerificationError(BentoKVError):
 
 class DecoderError(BentoKVError):
     """A step that the decoder cannot take, or that failed while it ran."""
+
+
+class GraphLimitError(BentoKVError):
+    """Of a graph that somebody else made: a run takes more time or memory than it may, which says nothing of its export."""
 
 
 class TokenizerError(BentoKVError):

@@ -14,6 +14,7 @@ from onnx import TensorProto, helper
 from bento_kv.contract.graph_io import TensorSpec
 from bento_kv.contract.precision import Precision
 
+_PASS_ON = {"Cast", "Identity", "Reshape", "Squeeze", "Unsqueeze"}
 _FAR = 100  # a runtime that takes anything would be asked for ever
 _FOUR_BITS = {"MatMulNBits", "MatMulBnb4", "GatherBlockQuantized"}
 _EIGHT_BITS = {"MatMulInteger", "DynamicQuantizeLinear", "QLinearMatMul", "QAttention", "DynamicQuantizeMatMul"}
@@ -69,6 +70,24 @@ def precision(model: onnx.ModelProto) -> Precision:
         elements[tensor.data_type] += math.prod(tensor.dims)
     halves = elements[TensorProto.FLOAT16] + elements[TensorProto.BFLOAT16]
     return "fp16" if halves > elements[TensorProto.FLOAT] else "fp32"
+
+
+def embedding_rows(model: onnx.ModelProto, ids: str) -> int | None:
+    """Rows of the smallest table that token ids are looked up in, of the outer graph; None if it is not told.
+
+    Logits may be wider than it: heads are padded to a round number, and ids beyond the table end a run.
+
+    Args:
+        ids: name of the input.
+    """
+    sizes = {tensor.name: tensor.dims[0] for tensor in model.graph.initializer if len(tensor.dims) > 1}
+    names, rows = {ids}, []
+    for node in model.graph.node:
+        if node.op_type in _PASS_ON and node.input[0] in names:
+            names.update(node.output)
+        elif node.op_type.startswith("Gather") and node.input[1] in names and node.input[0] in sizes:
+            rows.append(sizes[node.input[0]])
+    return min(rows, default=None)
 
 
 def element_types(model: onnx.ModelProto) -> set[str]:

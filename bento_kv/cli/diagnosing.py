@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from bento_kv.cli.group import NOT_RIGHT, as_json_option, main, progress, threads_option, write_page
+from bento_kv.cli.group import NOT_RIGHT, as_json_option, main, progress, threads_option, time_limit_option, write_page
 
 if TYPE_CHECKING:
     from bento_kv.contract.reference import NumericReference
@@ -32,12 +32,14 @@ if TYPE_CHECKING:
 @click.option("--pad-token-id", type=int, help="What shorter rows of the trace are filled up with.")
 @click.option("--html", type=click.Path(dir_okay=False, writable=True, path_type=Path), help="Also write a page.")
 @threads_option
+@time_limit_option
 @as_json_option
 def doctor(
     target: str,
     reference: str | None,
     trace_file: str | None,
     html: Path | None,
+    time_limit: float,
     as_json: bool,
     **options: Any,
 ) -> None:
@@ -51,16 +53,18 @@ def doctor(
     from bento_kv.doctor.loop.reading import read_trace
     from bento_kv.doctor.show.page import render_html
     from bento_kv.doctor.show.text import render_for
+    from bento_kv.runtime.limits import within_limits
 
-    diagnosis = diagnose(
-        locate_decoder(target),
-        reference=_torch_model(reference),
-        reference_name=reference,
-        trace=None if trace_file is None else read_trace(sys.stdin if trace_file == "-" else trace_file),
-        trace_name=trace_file,
-        progress=progress,
-        **options,
-    )
+    with within_limits(time_limit):
+        diagnosis = diagnose(
+            locate_decoder(target),
+            reference=_torch_model(reference),
+            reference_name=reference,
+            trace=None if trace_file is None else read_trace(sys.stdin if trace_file == "-" else trace_file),
+            trace_name=trace_file,
+            progress=progress,
+            **options,
+        )
     if as_json:
         click.echo(diagnosis.model_dump_json(by_alias=True))
     else:
@@ -76,12 +80,14 @@ def doctor(
 @click.option("--prompt-ids", required=True, help="Token ids, with commas: 5,6,7.")
 @click.option("--steps", type=click.IntRange(min=1), default=8, show_default=True, help="Steps, step 0 included.")
 @threads_option
+@time_limit_option
 @as_json_option
-def trace(target: str, prompt_ids: str, steps: int, threads: int | None, as_json: bool) -> None:
+def trace(target: str, prompt_ids: str, steps: int, threads: int | None, time_limit: float, as_json: bool) -> None:
     """Print the golden trace of TARGET: what a right loop feeds and gets, as JSON Lines."""
     from bento_kv.bento.store import locate_decoder
     from bento_kv.doctor.export.loading import open_cached
     from bento_kv.doctor.loop.golden import golden_trace
+    from bento_kv.runtime.limits import within_limits
 
     try:
         ids = [int(word) for word in prompt_ids.split(",")]
@@ -89,18 +95,19 @@ def trace(target: str, prompt_ids: str, steps: int, threads: int | None, as_json
         raise click.BadParameter(
             f"{prompt_ids!r} is not numbers with commas between them", param_hint="--prompt-ids"
         ) from None
-    graph, vocab_size = open_cached(locate_decoder(target), threads=threads)
-    unknown = [token for token in ids if not 0 <= token < vocab_size]
-    if unknown:
-        raise click.BadParameter(
-            f"{unknown[0]} is not a token id: {target} has {vocab_size}, from 0 on", param_hint="--prompt-ids"
-        )
-    lines = (step.to_json() for step in golden_trace(graph, ids, steps))
-    if as_json:
-        click.echo(f"[{', '.join(lines)}]")
-        return
-    for line in lines:
-        click.echo(line)
+    with within_limits(time_limit):
+        graph, vocab_size = open_cached(locate_decoder(target), threads=threads)
+        unknown = [token for token in ids if not 0 <= token < vocab_size]
+        if unknown:
+            raise click.BadParameter(
+                f"{unknown[0]} is not a token id: {target} has {vocab_size}, from 0 on", param_hint="--prompt-ids"
+            )
+        lines = (step.to_json() for step in golden_trace(graph, ids, steps))
+        if as_json:
+            click.echo(f"[{', '.join(lines)}]")
+            return
+        for line in lines:
+            click.echo(line)
 
 
 @main.command()
@@ -110,9 +117,17 @@ def trace(target: str, prompt_ids: str, steps: int, threads: int | None, as_json
 @click.option("--keep-names", is_flag=True, help="Leave the names of inputs and outputs as they are.")
 @click.option("--force", is_flag=True, help="Replace the file that is there.")
 @threads_option
+@time_limit_option
 @as_json_option
 def repair(
-    file: Path, output: Path, reference: str | None, keep_names: bool, force: bool, threads: int | None, as_json: bool
+    file: Path,
+    output: Path,
+    reference: str | None,
+    keep_names: bool,
+    force: bool,
+    threads: int | None,
+    time_limit: float,
+    as_json: bool,
 ) -> None:
     """Mend the graph in FILE, an ONNX decoder of any exporter, and diagnose what was written.
 
@@ -121,10 +136,12 @@ def repair(
     """
     from bento_kv.doctor.diagnose import diagnose
     from bento_kv.repair.repair import repair as run
+    from bento_kv.runtime.limits import within_limits
 
-    done = run(file, output, reference=reference, names=not keep_names, force=force, progress=progress)
-    told = _torch_model(reference)
-    diagnosis = diagnose(done.output or file, reference=told, reference_name=reference, threads=threads)
+    with within_limits(time_limit):
+        done = run(file, output, reference=reference, names=not keep_names, force=force, progress=progress)
+        told = _torch_model(reference)
+        diagnosis = diagnose(done.output or file, reference=told, reference_name=reference, threads=threads)
     right = diagnosis.export.verdict == "right"
     if as_json:
         click.echo(json.dumps(_repair_record(done, diagnosis)))

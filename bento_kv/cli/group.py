@@ -102,6 +102,15 @@ def _option_type(each: Setting) -> Any:
 threads_option = engine_option(EngineConfig, "threads")
 
 
+time_limit_option = click.option(
+    "--time-limit",
+    type=click.FloatRange(min=0, min_open=True),
+    default=300.0,
+    show_default=True,
+    help="Seconds that one run of the graph may take.",
+)
+
+
 def write_page(path: Path, page: str) -> None:
     """Write what `--html` asks for."""
     try:

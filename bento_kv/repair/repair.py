@@ -9,7 +9,7 @@ import onnx_ir as ir
 
 from bento_kv.doctor.export.unloadable import load_failed
 from bento_kv.doctor.records import Finding
-from bento_kv.errors import BentoKVError, DecoderError
+from bento_kv.errors import BentoKVError, DecoderError, GraphLimitError
 from bento_kv.repair.axes import Axes, name_axes
 from bento_kv.repair.examine import examine, open_written
 from bento_kv.repair.files import check_paths, data_beside, read, staged, write
@@ -127,6 +127,8 @@ class _Mending:
         write(self._model, self._target)
         try:
             open_session(self._target)
+        except GraphLimitError:
+            raise
         except BentoKVError as error:
             file = self._result.source
             reason = str(error).replace(str(self._target), file.name)

@@ -12,10 +12,11 @@ import onnxruntime as ort
 from numpy.typing import NDArray
 
 from bento_kv.contract.graph_io import TensorSpec
-from bento_kv.errors import DecoderError, first_line
+from bento_kv.errors import DecoderError, GraphLimitError, first_line
 from bento_kv.runtime.feeds import NUMPY, step_feeds
 from bento_kv.runtime.graph import Cache, GraphOutput, cache_length
 from bento_kv.runtime.interface import Axis, CachePair, Interface, Side, recognize
+from bento_kv.runtime.limits import run
 from bento_kv.runtime.session import open_session
 
 FIRST, WITH_PAST, MERGED = "decoder_model.onnx", "decoder_with_past_model.onnx", "decoder_model_merged.onnx"
@@ -173,7 +174,9 @@ class GrowingGraph:
             feeds.update(_past_feeds(part.interface, past))
         names = [output.name for output in part.session.get_outputs()]
         try:
-            return feeds, dict(zip(names, part.session.run(names, feeds), strict=True))
+            return feeds, dict(zip(names, run(part.session, names, feeds), strict=True))
+        except GraphLimitError:
+            raise
         except Exception as error:  # onnxruntime's exceptions share no base class of their own
             raise DecoderError(
                 f"the runtime failed on {ids.shape[1]} tokens of {ids.shape[0]} rows with a past of {held}: "

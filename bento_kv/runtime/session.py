@@ -11,6 +11,7 @@ import onnxruntime as ort
 
 from bento_kv.errors import DecoderError, IntegrityError, first_line
 from bento_kv.host import available_cpus
+from bento_kv.runtime.limits import raise_if_limit, timed
 
 
 def open_session(
@@ -51,8 +52,10 @@ def open_session(
     # all weights when it opens the graph; where there are such instructions, nothing changes.
     options.add_session_config_entry("session.x64quantprecision", "0" if reduce_range else "1")
     try:
-        session = ort.InferenceSession(str(model), options, providers=wanted)
+        with timed(f"loading {model.name}"):
+            session = ort.InferenceSession(str(model), options, providers=wanted)
     except Exception as error:  # onnxruntime's exceptions share no base class of their own
+        raise_if_limit(error)
         reason = first_line(error)
         if "external" in reason.lower() or "out of bounds" in reason.lower():
             raise IntegrityError(f"{model}: its weights file is missing or damaged: {reason}") from error

@@ -10,6 +10,7 @@ import pytest
 from onnx import helper, numpy_helper
 
 from bento_kv.doctor.diagnose import check_export
+from bento_kv.repair.repair import repair
 from tests.doctor.ends import Change, behind_logits, saved
 
 
@@ -56,3 +57,19 @@ def test_logits_that_depend_on_nothing(growing_file: Path, tmp_path: Path, chang
     found = check_export(saved(onnx.load(growing_file), change, tmp_path)).diagnosis.findings
     assert [finding.id for finding in found] == [id] * bool(id)
     assert all(words in finding.explain for finding in found)
+
+
+def test_ids_are_below_the_table_that_they_are_looked_up_in(growing_file: Path, tmp_path: Path) -> None:
+    """Heads are padded to a round number; a token beyond the table would end every run."""
+
+    def padded(model: onnx.ModelProto) -> None:
+        extra = numpy_helper.from_array(np.array([0, 0, 0, 0, 0, 700]), "extra")
+        model.graph.initializer.append(extra)
+        behind_logits(model, helper.make_node("Pad", ["inner", "extra"], ["logits"]))
+        value = next(value for value in model.graph.output if value.name == "logits")
+        value.type.tensor_type.shape.dim[2].dim_value = 1000
+
+    file = saved(onnx.load(growing_file), padded, tmp_path)
+    judgement = check_export(file)
+    assert (judgement.diagnosis.verdict, judgement.vocab_size) == ("right", 300)
+    assert not repair(file, tmp_path / "repaired.onnx").left

@@ -15,10 +15,11 @@ from bento_kv.contract.files import MANIFEST_FILE
 from bento_kv.contract.graph_io import TensorSpec
 from bento_kv.doctor.export.unloadable import is_brief, load_failed, unreadable
 from bento_kv.doctor.records import Finding
-from bento_kv.errors import BentoKVError, DecoderError
+from bento_kv.errors import BentoKVError, DecoderError, GraphLimitError
 from bento_kv.onnx_file import (
     declared_inputs,
     declared_outputs,
+    embedding_rows,
     highest_ir_version,
     highest_opset,
     nested_graphs,
@@ -121,6 +122,8 @@ def open_graphs(files: tuple[Path, ...], folder: Path, *, threads: int | None = 
     for file in opened.files:
         try:
             sessions.append(open_session(file, threads=threads))
+        except GraphLimitError:
+            raise
         except BentoKVError as error:
             opened.findings.append(load_failed(file, str(error), opened.models[opened.files.index(file)]))
             return opened
@@ -231,7 +234,17 @@ def open_cached(target: Path, *, threads: int | None = None) -> tuple[CachedGrap
 
 
 def measured_vocab_size(opened: Opened) -> int | None:
-    """Of the logits as declared, or as they come out of a run; None if no run ends well."""
+    """Token ids are below it: the width of the logits, or the rows of the table that ids are looked up in if that has fewer.
+
+    None if no run ends well that would show the width.
+    """
+    width = _logits_width(opened)
+    rows = embedding_rows(opened.models[-1], opened.interface.ids.name) if opened.models and opened.interface else None
+    return width if width is None or rows is None else min(width, rows)
+
+
+def _logits_width(opened: Opened) -> int | None:
+    """As declared, or as it comes out of a run; None if no run ends well."""
     declared = opened.interface.logits.shape[-1] if opened.interface else "?"
     if isinstance(declared, int):
         return declared
