@@ -17,7 +17,7 @@ from bento_kv.server import prompts
 from bento_kv.server.backend import Backend
 from bento_kv.server.clients import Clients
 from bento_kv.server.exchange import Disconnected, Exchange, new_request_id
-from bento_kv.server.jsontext import dumps, shorten
+from bento_kv.server.jsontext import dumps, dumps_in_pieces, shorten
 from bento_kv.server.preparations import Preparations
 from bento_kv.server.problems import method_not_allowed, no_such_model, not_found, problem_of, unauthorized
 from bento_kv.server.streaming import answer
@@ -182,8 +182,8 @@ class _Api:
     async def _send_result(self, exchange: Exchange, compute: Callable[[bytes, Backend], dict[str, Any]]) -> None:
         body = await exchange.read_body(self._limit)
         backend = self._find_backend()
-        result = self._prepared(exchange, body, partial(compute, body, backend))
-        await exchange.send_json(await exchange.unless_disconnected(result))
+        result = self._prepared(exchange, body, lambda: dumps_in_pieces(compute(body, backend)))
+        await exchange.send_text(await exchange.unless_disconnected(result))
 
     async def _generate(self, exchange: Exchange, prepare: prompts.Prepare) -> None:
         body = await exchange.read_body(self._limit)

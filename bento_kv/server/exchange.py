@@ -100,7 +100,11 @@ class Exchange:
 
     async def send_json(self, document: Any, *, status: int = 200, headers: Mapping[str, str] | None = None) -> None:
         """The whole answer."""
-        body = jsontext.dumps(document).encode("utf-8")
+        await self.send_text(jsontext.dumps(document), status=status, headers=headers)
+
+    async def send_text(self, text: str, *, status: int = 200, headers: Mapping[str, str] | None = None) -> None:
+        """The whole answer, which is JSON already."""
+        body = text.encode("utf-8")
         head = {"content-type": "application/json", "content-length": str(len(body)), **(headers or {})}
         await self._start(status, head)
         await self._to_client({"type": "http.response.body", "body": body})

@@ -11,6 +11,7 @@ from typing import Any
 
 from bento_kv.engine.request import StepOutput, Submission
 from bento_kv.engine.stream import TokenStream, entered
+from bento_kv.engine.threads import in_thread
 from bento_kv.errors import RequestError
 from bento_kv.server import jsontext
 from bento_kv.server.backend import Backend
@@ -125,8 +126,14 @@ async def _send_whole(
     collected: list[list[Addition]] = [[] for _ in choices]
     async for index, addition in additions:
         collected[index].append(addition)
-    whole = [choice.whole(own) for choice, own in zip(choices, collected, strict=True)]
-    await exchange.send_json(envelope.around(whole, usage=usage.document()))
+
+    def written() -> str:
+        whole = [choice.whole(own) for choice, own in zip(choices, collected, strict=True)]
+        return jsontext.dumps_in_pieces(envelope.around(whole, usage=usage.document()))
+
+    # With log-probabilities it may be megabytes, which would hold up everybody's tokens.
+    large = any(addition.logprobs for own in collected for addition in own)
+    await exchange.send_text(await in_thread(written) if large else written())
 
 
 async def _send_stream(
