@@ -74,6 +74,7 @@ class PrefixCache:
         self.slots = slots
         self.kv_tokens = kv_tokens
         self.reserved = 0  # positions, by all leases
+        self.paused = 0  # positions of copies for who is to have a slot again
         self.cached = 0  # positions of entries that nobody runs on, in slots and beyond
         self._saved = 0  # of these, beyond
         self._decoder = decoder
@@ -89,7 +90,11 @@ class PrefixCache:
 
     def has_room(self, positions: int) -> bool:
         """Whether there is a free slot, and memory for so many positions."""
-        return len(self._leases) < self.slots and self.reserved + positions <= self.kv_tokens
+        return len(self._leases) < self.slots and self.fits(positions)
+
+    def fits(self, positions: int) -> bool:
+        """Whether there is memory for so many positions more."""
+        return self.reserved + self.paused + positions <= self.kv_tokens
 
     def take(self, prompt: Sequence[int], salt: str | None, positions: int) -> tuple[int, int]:
         """Give a slot to a request that there is room for, and lay what is known of its prompt into it.
@@ -138,6 +143,32 @@ class PrefixCache:
         if self._trees[entry.salt].covered(entry):
             self._give_up(entry)
 
+    def pause(self, slot: int, length: int) -> SavedCache | None:
+        """Take a slot back, and keep a copy of its first positions; None, and nothing else, if there is no memory for it."""
+        try:
+            copy = self._decoder.save(slot, length)
+        except MemoryError:
+            logger.warning("no memory to set %d positions aside", length)
+            return None
+        self.give_back(slot, ())
+        self.paused += length
+        return copy
+
+    def resume(self, copy: SavedCache, length: int, salt: str | None, positions: int) -> int:
+        """Give a slot to a request that there is room for and that was paused, and lay its copy there. Returns the slot."""
+        slot = self._choose(None, 0)
+        self._leases[slot] = Lease(positions, salt)
+        self.reserved += positions
+        self._fill(slot, None, 0, 0)
+        self._decoder.restore(slot, copy, length)
+        self.drop(length)
+        self._shrink()
+        return slot
+
+    def drop(self, length: int) -> None:
+        """A copy of so many positions is needed no more."""
+        self.paused -= length
+
     # -- what can be read ---------------------------------------------------------------------------------------------
 
     def lookup(self, prompt: Sequence[int], salt: str | None) -> int:
@@ -155,7 +186,7 @@ class PrefixCache:
         assert self.reserved == sum(lease.positions for lease in self._leases.values())
         assert self.cached == sum(len(entry.tokens) for entry in self._idle)
         assert self._saved == sum(len(entry.tokens) for entry in self._idle if entry.saved is not None)
-        assert self.reserved + self.cached <= self.kv_tokens, (self.reserved, self.cached)
+        assert self.reserved + self.paused + self.cached <= self.kv_tokens, (self.reserved, self.paused, self.cached)
         assert self._saved <= self._saved_limit
         assert all((entry.slot is None) == (entry.saved is not None) for entry in entries)
         assert {entry.slot: entry for entry in entries if entry.slot is not None} == self._in_slot
@@ -210,7 +241,7 @@ class PrefixCache:
         """Take an entry out of its slot: into a copy beyond the slots, if there is room and nobody else has the tokens."""
         slot, length = entry.slot, len(entry.tokens)
         assert slot is not None
-        room = min(self._saved_limit, self.kv_tokens - self.reserved)
+        room = min(self._saved_limit, self.kv_tokens - self.reserved - self.paused)
         saved = None
         if length <= room and not self._trees[entry.salt].covered(entry):
             try:
@@ -227,7 +258,7 @@ class PrefixCache:
         """Give up what the limits do not allow, the least recently used first."""
         while self._saved > self._saved_limit:
             self._give_up(next(entry for entry in self._idle if entry.saved is not None))
-        while self.reserved + self.cached > self.kv_tokens:
+        while self.reserved + self.paused + self.cached > self.kv_tokens:
             self._give_up(next(iter(self._idle)))
 
     def _add(self, entry: Entry) -> None:

@@ -16,7 +16,7 @@ from bento_kv.engine.config import EngineConfig
 from bento_kv.engine.prefix_cache import PrefixCache
 from bento_kv.engine.radix import common_prefix
 from bento_kv.engine.sequence import SequenceState
-from bento_kv.engine.turns import first_in_turn, held, in_turn
+from bento_kv.engine.turns import first_in_turn, gives_way, held, in_turn
 
 
 class Scheduler:
@@ -35,8 +35,9 @@ class Scheduler:
     **Order**: a client's requests are served first come, first served, and a level of `priority` is worth `priority_places`
     places in the queue. So a request is overtaken by at most the next `priority_places` x (difference of priorities) of its
     client's to come. Between clients, the next slot goes to who holds the fewest (`in_turn`): **who waits and holds none gets
-    the next slot that becomes free**, or, if others have none either, one in their order; nobody's many requests stand before
-    another's first. Nothing starves: the first in the queue waits for no more than its own client's running requests.
+    a slot in the next step of prefill**, if there is memory and another client has two that decode: its last is paused until
+    there is a slot again. Otherwise it gets the next that becomes free or, if others have none either, one in their order;
+    nobody's many requests stand before another's first. Nothing starves: the first in the queue waits for no more than its own client's running requests.
     Whose turn it is waits for its slot and its memory, and nobody passes it there.
 
     The tokens of a prefill go to the first in turn, but for what shorter prompts behind it need, up to a half; so a long
@@ -119,6 +120,9 @@ class Scheduler:
         """Forget a sequence, waiting or running, and free its slot; `keep` leaves what it computed to be found."""
         if sequence.slot is None:
             self.waiting.remove(sequence)
+            if sequence.paused is not None:
+                sequence.paused = None
+                self.cache.drop(sequence.computed)
             return
         del self.running[sequence.slot]
         self.cache.give_back(sequence.slot, self._reusable(sequence) if keep else ())
@@ -129,7 +133,10 @@ class Scheduler:
         self.cache.check_books()
         assert self.cache.reserved == sum(sequence.positions for sequence in self.running.values())
         assert all(sequence.slot == slot for slot, sequence in self.running.items())
-        assert all(sequence.slot is None and sequence.computed == 0 for sequence in self.waiting)
+        assert all(sequence.slot is None for sequence in self.waiting)
+        assert all((sequence.paused is not None) == (sequence.computed > 0) for sequence in self.waiting)
+        assert all(sequence.paused is None for sequence in self.running.values())
+        assert self.cache.paused == sum(sequence.computed for sequence in self.waiting)
         assert all(0 <= sequence.computed < len(sequence.tokens) for sequence in self.running.values())
         assert all(len(sequence.tokens) <= sequence.positions for sequence in self.running.values())
         assert all(sequence.leader is None for sequence in self.running.values())
@@ -141,16 +148,51 @@ class Scheduler:
         may find more of its prompt later, and is passed by.
         """
         if len(self.running) == self.slots:
+            self._pause_one(budget)
+        if len(self.running) == self.slots:
             return
         for head in in_turn(self.waiting, self.running.values()):
-            if not self.cache.has_room(head.positions):
+            if not self._has_room(head):
                 return
-            if self._has_tokens(head, budget) and not self._is_being_computed(head):
+            if self._may_begin(head, budget):
                 self.waiting.remove(head)
-                head.slot, head.hit = self.cache.take(head.tokens, head.salt, head.positions)
-                head.computed = head.hit
-                head.leader = None  # or each would keep the one before it
-                self.running[head.slot] = head
+                self._take_slot(head)
+
+    def _has_room(self, head: SequenceState) -> bool:
+        """Whether there is a slot and memory for one that waits; its copy, if it has one, is given up for it."""
+        return self.cache.has_room(head.positions - (0 if head.paused is None else head.computed))
+
+    def _may_begin(self, head: SequenceState, budget: int) -> bool:
+        """Whether one that waits would compute something that nobody else is about to."""
+        return head.paused is not None or (self._has_tokens(head, budget) and not self._is_being_computed(head))
+
+    def _take_slot(self, head: SequenceState) -> None:
+        if head.paused is not None:
+            head.slot = self.cache.resume(head.paused, head.computed, head.salt, head.positions)
+            head.paused = None
+            self.cache.publish(head.slot, self._reusable(head))
+        else:
+            head.slot, head.hit = self.cache.take(head.tokens, head.salt, head.positions)
+            head.computed = head.hit
+            head.leader = None  # or each would keep the one before it
+        self.running[head.slot] = head
+
+    def _pause_one(self, budget: int) -> None:
+        """Where all slots are taken, free one for whose turn it is, if somebody gives way.
+
+        Who does is set aside with a copy of its keys and values, and goes on with the same bits when it is its turn.
+        """
+        head = next(in_turn(self.waiting, self.running.values()), None)
+        if head is None or not self._may_begin(head, budget):
+            return
+        last = gives_way(list(self.running.values()), head)
+        own = 0 if head.paused is None else head.computed
+        if last is not None and self.cache.fits(head.positions - own - last.positions + last.computed):
+            last.paused = self.cache.pause(_slot(last), last.computed)
+            if last.paused is not None:
+                del self.running[_slot(last)]
+                last.slot = None
+                insort(self.waiting, last, key=attrgetter("rank"))
 
     def _has_tokens(self, head: SequenceState, budget: int) -> bool:
         """Whether a prefill within the budget would compute something of a waiting sequence."""

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from bento_kv.contract.decoder import SavedCache
+
 
 @dataclass(slots=True, eq=False)
 class SequenceState:
@@ -19,9 +21,10 @@ class SequenceState:
         client: whose it is; clients take turns.
         drafts: guesses of what follows `tokens`, to be checked in the next step; whoever chooses tokens sets them anew.
         slot: row of the KV cache; None before admission and after the end.
-        computed: how many of `tokens` have their keys and values in the slot.
+        computed: how many of `tokens` have their keys and values in the slot, or in `paused`.
         hit: how many of them were found in the prefix cache.
         rank: its place in the queue; the lowest is served first.
+        paused: a copy of its keys and values, while it waits for a slot again.
         leader: who is computing most of its prompt, and is waited for until it has computed `awaited` tokens.
     """
 
@@ -37,6 +40,7 @@ class SequenceState:
     computed: int = 0
     hit: int = 0
     rank: tuple[int, int] = (0, 0)
+    paused: SavedCache | None = None
     leader: SequenceState | None = None
     awaited: int = 0
 

@@ -35,6 +35,25 @@ def first_in_turn(sequences: Sequence[SequenceState], slots: Mapping[str | None,
     return min(urgent, key=lambda one: (slots[one.client] + (one.slot is None), one.rank))
 
 
+def gives_way(running: Sequence[SequenceState], head: SequenceState) -> SequenceState | None:
+    """Who of those that hold all slots leaves one to `head`, whose turn it is; None if nobody has to.
+
+    It is the last by rank of a client that has at least two slots more than the head's. So it has no fewer than that one
+    afterwards, and no two clients ever take a slot from each other in turns. It decodes, since its prompt would have to
+    be waited for again, and is not more urgent.
+    """
+    slots = held(running)
+    most = max(slots.values())
+    if most < slots[head.client] + 2:
+        return None
+    last = [
+        one
+        for one in running
+        if slots[one.client] == most and one.computed > one.prompt_length and one.priority >= head.priority
+    ]
+    return max(last, key=lambda one: one.rank, default=None)
+
+
 def in_turn(waiting: Iterable[SequenceState], running: Iterable[SequenceState]) -> Iterator[SequenceState]:
     """Those who wait, in the order in which they get slots.
 

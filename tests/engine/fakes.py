@@ -52,6 +52,9 @@ def always(text: str, vocab_size: int = VOCAB_SIZE) -> NextLogits:
     return logits
 
 
+Saved = tuple[list[int], list[bool]]  # tokens, and by position whether a decode row computed it
+
+
 class RuleBroken(BaseException):
     """The engine did what a true decoder would answer with other bits, if at all. Nobody may handle it."""
 
@@ -134,6 +137,7 @@ class FakeDecoder:
             insist(not (row.decodes and row.start and self._within[row.slot]), "the end of a prompt in a decode row")
             insist(not (row.decodes and row.logits == 0), "a chunk of a prompt in a decode row")
         self._within[row.slot] = row.logits == 0
+        insist(row.decodes or not any(decoded[: row.start]), "a prompt behind tokens of decode rows")
         written[row.start :] = row.tokens
         decoded[row.start :] = [row.decodes and self._exact == "batch"] * len(row.tokens)
         lengths = range(len(written) - row.logits + 1, len(written) + 1)
@@ -144,14 +148,20 @@ class FakeDecoder:
         insist(source != target, "a slot copied onto itself")
         self._lay(target, self._read(source, length))
 
-    def save(self, slot: int, length: int) -> list[int]:
+    def save(self, slot: int, length: int) -> Saved:
         self.moves.append(("save", slot, length))
-        return self._read(slot, length)
+        insist(1 <= length <= len(self._written[slot]), "more is read than was written")
+        return self._written[slot][:length], self._decoded[slot][:length]
 
-    def restore(self, slot: int, saved: list[int], length: int) -> None:
+    def restore(self, slot: int, saved: Saved, length: int) -> None:
         self.moves.append(("restore", slot, length))
-        insist(length <= len(saved), "more is restored than was saved")
-        self._lay(slot, saved[:length])
+        written, decoded = saved
+        insist(length <= len(written), "more is restored than was saved")
+        insist(length == len(written) or not any(decoded), "a part of what was set aside")
+        self._lay(slot, written[:length])
+        if any(decoded):  # who was set aside goes on behind its tokens
+            self._decoded[slot] = list(decoded)
+            self._within[slot] = False
 
     def release(self, slot: int, length: int) -> None:
         self.moves.append(("release", slot, length))

@@ -14,7 +14,7 @@ from bento_kv.engine.engine import Engine
 from bento_kv.engine.scheduler import Scheduler
 from bento_kv.engine.sequence import SequenceState
 from tests.engine.fakes import Client, FakeDecoder, client, letters, run_to_end
-from tests.engine.test_scheduler import advance, make_scheduler
+from tests.engine.test_scheduler import make_scheduler
 
 
 def ask(
@@ -32,26 +32,100 @@ def end_the_complete(scheduler: Scheduler) -> list[SequenceState]:
     return ended
 
 
+def advance(scheduler: Scheduler) -> bool:
+    """A step, on the decoder too, behind which the complete have ended. False if there is nothing to do."""
+    plan = scheduler.schedule()
+    if plan is None:
+        return False
+    scheduler.cache._decoder.step(plan)
+    scheduler.update(plan, [(9,) if row.logits else () for row in plan.rows])
+    scheduler.check_books()
+    return True
+
+
 def serve(scheduler: Scheduler, until: SequenceState) -> list[SequenceState]:
     """Steps until it has a slot. Returns who has ended before."""
     ended: list[SequenceState] = []
-    for _ in range(10_000):
-        ended += end_the_complete(scheduler)
-        if scheduler.schedule() is None:
-            raise AssertionError("nothing is left to do")
+    while advance(scheduler):
         if until.slot is not None:
             return ended
-        advance(scheduler)
-    raise AssertionError("it never had a slot")
+        ended += end_the_complete(scheduler)
+    raise AssertionError("nothing is left to do")
 
 
 def test_a_newcomer_gets_the_next_free_slot_however_many_wait_before_it() -> None:
     scheduler = make_scheduler(slots=4, prefill_tokens=100, prefill_chunk=100)
     for number in range(272):
         ask(scheduler, "crowd", answer=5 + number)
-    advance(scheduler)
+    for _ in range(3):
+        advance(scheduler)
     newcomer = ask(scheduler, "quiet")
+    assert serve(scheduler, newcomer) == []  # somebody is paused for it
+
+
+def test_where_memory_lets_nobody_pause_it_gets_the_next_free_slot() -> None:
+    scheduler = make_scheduler(slots=4, prefill_tokens=100, prefill_chunk=100, kv_tokens=4 * 30)
+    for number in range(272):
+        ask(scheduler, "crowd", answer=28 - number % 3)
+    for _ in range(4):
+        advance(scheduler)
+    newcomer = ask(scheduler, "quiet", length=15, answer=15)
     assert len(serve(scheduler, newcomer)) == 1
+
+
+def test_who_is_paused_goes_on_where_it_was_once_there_is_a_slot() -> None:
+    scheduler = make_scheduler(slots=2, prefill_tokens=100, prefill_chunk=100)
+    first, last = (ask(scheduler, "crowd", answer=50) for _ in range(2))
+    for _ in range(5):
+        advance(scheduler)
+    newcomer = ask(scheduler, "quiet", answer=2)
+    advance(scheduler)
+    assert (first.slot is None, last.slot is None, newcomer.slot is None) == (False, True, False)
+    assert last.generated == last.computed - 2 + 1 == 5
+    while newcomer.generated < 2:
+        advance(scheduler)
+    assert last.generated == 5
+    scheduler.finish(newcomer)
+    for _ in range(3):
+        advance(scheduler)
+    assert last.generated > 5
+    moves = [move[0] for move in scheduler.cache._decoder.moves]  # type: ignore[attr-defined] # it is the fake one
+    assert (moves.count("save"), moves.count("restore")) == (1, 1)
+
+
+def test_a_paused_one_can_be_finished() -> None:
+    scheduler = make_scheduler(slots=2, prefill_tokens=100, prefill_chunk=100)
+    _, last = (ask(scheduler, "crowd", answer=50) for _ in range(2))
+    for _ in range(5):
+        advance(scheduler)
+    ask(scheduler, "quiet")
+    advance(scheduler)
+    assert last.paused is not None
+    scheduler.finish(last)
+    scheduler.check_books()
+    assert scheduler.cache.paused == 0
+
+
+@pytest.mark.parametrize(("priority", "pauses"), [(0, True), (1, False), (-1, True)])
+def test_nobody_is_paused_for_the_less_urgent(priority: int, pauses: bool) -> None:
+    scheduler = make_scheduler(slots=2, prefill_tokens=100, prefill_chunk=100)
+    for _ in range(2):
+        ask(scheduler, "crowd", answer=50)
+    for _ in range(5):
+        advance(scheduler)
+    newcomer = ask(scheduler, "quiet", priority=priority)
+    advance(scheduler)
+    advance(scheduler)
+    assert (newcomer.slot is not None) is pauses
+
+
+def test_clients_with_as_many_slots_pause_nobody() -> None:
+    scheduler = make_scheduler(slots=3, prefill_tokens=100, prefill_chunk=100)
+    for whose in ("a", "a", "b", "a", "b"):
+        ask(scheduler, whose, answer=30)
+    for _ in range(25):
+        advance(scheduler)
+    assert not any(one.paused for one in scheduler.waiting)
 
 
 def test_slots_are_shared_evenly_while_both_want_more_than_there_are() -> None:
@@ -103,9 +177,8 @@ def test_who_asks_first_is_served_first_within_a_client() -> None:
     scheduler = make_scheduler(slots=1)
     asked = [ask(scheduler, whose, answer=1) for whose in "aaabab"]
     served: list[SequenceState] = []
-    while scheduler.schedule() is not None:
+    while advance(scheduler):
         served += scheduler.running.values()
-        advance(scheduler)
         end_the_complete(scheduler)
     for whose in "ab":
         own = [one for one in asked if one.client == whose]
@@ -148,6 +221,7 @@ def test_no_slot_goes_to_who_has_some_while_another_has_none(asked: Arrivals, sl
             if step > 40:
                 return
             continue
+        scheduler.cache._decoder.step(plan)
         scheduler.update(plan, [(9,) if row.logits else () for row in plan.rows])
         alive -= set(end_the_complete(scheduler))
         scheduler.check_books()
