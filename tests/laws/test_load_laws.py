@@ -30,6 +30,7 @@ from bento_kv.engine import core
 from bento_kv.engine.config import EngineConfig
 from bento_kv.engine.deadlines import Deadlines
 from bento_kv.engine.engine import Engine
+from bento_kv.engine.prefix_cache import PrefixCache
 from bento_kv.engine.request import SamplingParams
 from bento_kv.runtime.decoder import OnnxDecoder
 from tests.effort import examples
@@ -254,6 +255,39 @@ def test_under_load_equals_alone_on_a_real_decoder(exact: Exactness, demo_decode
             return answer(prompt_ids, asked)
 
     run_state_machine_as_test(OnTheDemo, settings=_settings(25, 30))  # type: ignore[no-untyped-call]
+
+
+@pytest.mark.parametrize("exact", ["batch", "full"])
+@pytest.mark.parametrize("speculation", [0, 2])
+def test_who_is_paused_for_others_answers_as_alone(exact: Exactness, speculation: int, demo_decoder: Path) -> None:
+    """A client has all slots, and others come and go, one after the other and two at once."""
+    decoder = OnnxDecoder(demo_decoder, slots=3, max_length=MAX_LENGTH, exact=exact)
+    answer = alone_on(OnnxDecoder(demo_decoder, slots=1, max_length=MAX_LENGTH, exact=exact), exact)
+    engine = Engine(decoder, spell, EngineConfig(slots=3, exact=exact, speculation=speculation))
+    asked: list[Client] = []
+
+    def submit(whose: str, number: int, max_tokens: int) -> None:
+        params = SamplingParams(max_tokens=max_tokens, seed=number, logprobs=2, stop_token_ids=frozenset())
+        prompt_ids = (*WORDS[number % 2], number + 1)
+        asked.append(Client(f"r{len(asked)}", prompt_ids, params, client=whose))
+        engine.submit(asked[-1].request)
+
+    with mock.patch.object(PrefixCache, "resume", autospec=True, side_effect=PrefixCache.resume) as resumed:
+        for number in range(5):
+            submit("crowd", number, 20)
+        for step in range(400):
+            if step in (6, 14, 15, 23):
+                submit("b" if step < 15 else "c", step, 3)
+            if not engine.step():
+                break
+            engine.check_books()
+    assert resumed.call_count >= 3
+    for client in asked:
+        expected = answer(client.prompt_ids, client.params)
+        if exact == "full" or not speculation:
+            assert client.result == expected.result
+        else:  # a checked token has the low bits of a prefilled one
+            assert client.finish_reason == expected.finish_reason
 
 
 @cache
