@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from bento_kv.contract.companions import COMPANIONS, read_companion
 from bento_kv.contract.files import ORIGIN_FILE, open_plain, sha256
 from bento_kv.contract.manifest import Source
 from bento_kv.disk import write_whole
@@ -87,6 +88,12 @@ class ModelSource:
             raise SourceError(f"{self.path} has no config.json, so it is not a Hugging Face model directory")
         if not self.weight_files():
             raise SourceError(f"{self.path} has no weights (model.safetensors or pytorch_model.bin)")
+        for file in (self.path / name for name in COMPANIONS):
+            try:
+                if file.is_file():
+                    read_companion(file)
+            except ValueError as error:
+                raise SourceError(str(error)) from error
 
     @property
     def name(self) -> str:

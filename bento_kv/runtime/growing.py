@@ -132,7 +132,7 @@ class GrowingGraph:
             if self._heads_dim is None:
                 raise DecoderError(
                     f"{spec.name} {list(spec.shape)} does not say how many heads of which size it has, and there is no "
-                    "config.json beside the graph that does; put the model's config.json there"
+                    "config.json beside the graph that does, or it is damaged; put the model's config.json there"
                 )
             heads, dim = heads or self._heads_dim[0], dim or self._heads_dim[1]
         return np.zeros((rows, heads, 0, dim), NUMPY[spec.dtype])

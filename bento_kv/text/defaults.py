@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
+from bento_kv.contract.companions import GENERATION_CONFIG, read_companion
 from bento_kv.contract.manifest import Manifest
 from bento_kv.engine.request import SamplingParams
 from bento_kv.errors import ManifestError
@@ -21,11 +21,11 @@ def read_defaults(directory: Path, manifest: Manifest) -> SamplingParams:
     Raises:
         ManifestError: the file is missing, not JSON, or has no number where one is wanted.
     """
-    path = directory / "generation_config.json"
+    path = directory / GENERATION_CONFIG
     try:
-        config: dict[str, Any] = json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise ManifestError(f"{path} cannot be read: {error}") from error
+        config = read_companion(path)
+    except ValueError as error:
+        raise ManifestError(str(error)) from error
     sampled = bool(config.get("do_sample"))
     try:
         return SamplingParams(

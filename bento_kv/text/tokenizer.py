@@ -15,6 +15,7 @@ from typing import Any
 
 import tokenizers
 
+from bento_kv.contract.companions import TOKENIZER, TOKENIZER_CONFIG, read_companion
 from bento_kv.errors import ContextLengthError, ManifestError, RequestError, TokenizerError
 from bento_kv.text.bounds import longest_token
 from bento_kv.text.chat_template import ChatTemplate
@@ -40,11 +41,17 @@ class Tokenizer:
 
     def __init__(self, directory: Path, *, parse_special_tokens: bool = False) -> None:
         try:
-            text = (directory / "tokenizer.json").read_text(encoding="utf-8")
-            config = json.loads((directory / "tokenizer_config.json").read_text(encoding="utf-8"))
+            config = read_companion(directory / TOKENIZER_CONFIG)
+            document = read_companion(directory / TOKENIZER)
+        except ValueError as error:
+            raise ManifestError(str(error)) from error
+        try:
+            text = (directory / TOKENIZER).read_text(encoding="utf-8")
             self._backend = native(tokenizers.Tokenizer.from_str, text)
         except (OSError, ValueError, TokenizerError) as error:
-            raise ManifestError(f"{directory}: its tokenizer cannot be loaded: {error}") from error
+            raise ManifestError(
+                f"{directory / TOKENIZER} is not a tokenizer ({error}): copy it again from the model it belongs to"
+            ) from error
         self._backend.no_truncation()
         self._backend.no_padding()
         self._special = {token: added.content for token, added in self._backend.get_added_tokens_decoder().items()}
@@ -52,7 +59,7 @@ class Tokenizer:
         self._byte_level = _byte_alphabet() if "ByteLevel" in decoders else None
         self._byte_fallback = "ByteFallback" in decoders
         self._template = _chat_template(directory, config)
-        self._longest_token = longest_token(json.loads(text), set(map(self._spelled, self._backend.get_vocab())))
+        self._longest_token = longest_token(document, set(map(self._spelled, self._backend.get_vocab())))
         self._guard: MessageGuard | None = None
         if self._template is not None and not parse_special_tokens:
             self._guard = MessageGuard(text, self._template, partial(self.encode, add_special_tokens=False))
@@ -165,8 +172,14 @@ def _chat_template(directory: Path, config: Mapping[str, Any]) -> ChatTemplate |
         return None
     # A special token is its text, or a record that has it as `content`.
     named = {name: value for name, value in config.items() if name.endswith("_token") and value is not None}
-    tokens = {name: value["content"] if isinstance(value, Mapping) else str(value) for name, value in named.items()}
-    return ChatTemplate(path.read_text(encoding="utf-8"), tokens)
+    tokens = {
+        name: str(value.get("content", "")) if isinstance(value, Mapping) else str(value)
+        for name, value in named.items()
+    }
+    try:
+        return ChatTemplate(path.read_text(encoding="utf-8"), tokens)
+    except (OSError, UnicodeError) as error:
+        raise ManifestError(f"{path} cannot be read as UTF-8 text ({error}): copy it again from the model") from error
 
 
 def _decoders(tokenizer_json: str) -> set[str]:

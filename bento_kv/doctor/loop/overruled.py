@@ -78,8 +78,8 @@ def _take_back(structure: Structure, steps: int) -> None:
     _, finding = structure.findings[0]
     structure.findings.clear()
     structure.notes.append(
-        f"{finding.explain.rstrip('.?')}: its tokens and logits are those of a right loop at all {steps} steps all the same, "
-        "so it is right; what it has besides must be masked"
+        f"{finding.explain} Its tokens and logits are those of a right loop at all {steps} steps all the same, so it is "
+        "right: what it holds besides is masked"
     )
 
 
