@@ -154,16 +154,24 @@ class PrefixCache:
         self.paused += length
         return copy
 
-    def resume(self, copy: SavedCache, length: int, salt: str | None, positions: int) -> int:
-        """Give a slot to a request that there is room for and that was paused, and lay its copy there. Returns the slot."""
+    def resume(self, copy: SavedCache, length: int, salt: str | None, positions: int) -> tuple[int, int]:
+        """Give a slot to a request that there is room for and that was paused, and lay its copy there.
+
+        Returns:
+            The slot, and how many positions lie there: none if the copy cannot be moved, and all has to be computed anew.
+        """
         slot = self._choose(None, 0)
         self._leases[slot] = Lease(positions, salt)
         self.reserved += positions
         self._fill(slot, None, 0, 0)
-        self._decoder.restore(slot, copy, length)
         self.drop(length)
         self._shrink()
-        return slot
+        try:
+            self._decoder.restore(slot, copy, length)
+        except Exception:
+            logger.exception("keys and values that were set aside could not be moved; they are computed anew")
+            return slot, 0
+        return slot, length
 
     def drop(self, length: int) -> None:
         """A copy of so many positions is needed no more."""

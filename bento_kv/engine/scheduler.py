@@ -168,7 +168,7 @@ class Scheduler:
 
     def _take_slot(self, head: SequenceState) -> None:
         if head.paused is not None:
-            head.slot = self.cache.resume(head.paused, head.computed, head.salt, head.positions)
+            head.slot, head.computed = self.cache.resume(head.paused, head.computed, head.salt, head.positions)
             head.paused = None
             self.cache.publish(head.slot, self._reusable(head))
         else:

@@ -36,8 +36,8 @@ class Disconnected(Exception):
 
 
 class Exchange:
-    """A request and the answer to it. `id` is its name in the log and in the answer's `x-request-id`, `client` the address
-    that it came from, `caller` who that is, once it has been told apart."""
+    """A request and the answer to it. `id` is its name in the log and in the answer's `x-request-id`, `caller` who sent it,
+    once that has been found out."""
 
     def __init__(self, scope: Scope, receive: Receive, send: Send) -> None:
         self.id = new_request_id()
@@ -45,7 +45,6 @@ class Exchange:
         self.caller = Caller()
         self.method: str = scope["method"]
         self.path: str = scope["path"]
-        self.client: str = (scope.get("client") or ("",))[0]
         self.path_params: Mapping[str, Any] = scope.get("path_params", {})
         self.headers = Headers(scope=scope)
         self._receive = receive

@@ -239,7 +239,7 @@ def test_clients_that_vanish_free_their_slots(server: Server, client: openai.Ope
 
 
 def test_a_key_is_asked_for_when_one_is_set(tmp_path: Path) -> None:
-    environment = {"BENTO_KV_API_KEY": "secret", "PYTHONPATH": str(ROOT)}
+    environment = {"BENTO_KV_API_KEY": "secret other\n", "PYTHONPATH": str(ROOT)}
     packaged = "bento_kv.bento.service:LanguageModel"  # served from any folder
     with serving(packaged, log=tmp_path / "log", environment=environment, directory=tmp_path) as server:
         with pytest.raises(openai.AuthenticationError):
@@ -249,6 +249,18 @@ def test_a_key_is_asked_for_when_one_is_set(tmp_path: Path) -> None:
         assert httpx.post(f"{server.url}/generate", json={"prompt": SUM}).status_code == 401
         assert httpx.get(f"{server.url}/metrics").status_code == 401
         assert httpx.get(f"{server.url}/metrics", headers={"authorization": "Bearer secret"}).status_code == 200
+        # Another key shares no cached prefix, on BentoML's own route either.
+        found = [_hits_after(server, key) for key in ("secret", "other", "secret")]
+        assert found[0] == found[1] == 0
+        assert found[2] > 0
+
+
+def _hits_after(server: Server, key: str) -> float:
+    headers = {"authorization": f"Bearer {key}"}
+    body = {"prompt": "What is 17 + 25? " * 10, "max_tokens": 1}
+    assert httpx.post(f"{server.url}/generate", json=body, headers=headers).status_code == 200
+    text = httpx.get(f"{server.url}/metrics", headers=headers).text
+    return sum(float(line.split()[-1]) for line in text.splitlines() if line.startswith("bento_kv_prefix_cache_hit"))
 
 
 @pytest.mark.parametrize(

@@ -13,7 +13,7 @@ from bento_kv.engine.config import EngineConfig
 from bento_kv.engine.engine import Engine
 from bento_kv.engine.scheduler import Scheduler
 from bento_kv.engine.sequence import SequenceState
-from tests.engine.fakes import Client, FakeDecoder, client, letters, run_to_end
+from tests.engine.fakes import Client, FakeDecoder, client, letters, reference, run_to_end
 from tests.engine.test_scheduler import make_scheduler
 
 
@@ -91,6 +91,30 @@ def test_who_is_paused_goes_on_where_it_was_once_there_is_a_slot() -> None:
     assert last.generated > 5
     moves = [move[0] for move in scheduler.cache._decoder.moves]  # type: ignore[attr-defined] # it is the fake one
     assert (moves.count("save"), moves.count("restore")) == (1, 1)
+
+
+@pytest.mark.parametrize("broken", ["save", "restore"])
+@pytest.mark.parametrize("exact", ["batch", "full"])
+def test_copies_that_fail_end_nobody(broken: str, exact: Exactness, monkeypatch: pytest.MonkeyPatch) -> None:
+    decoder = FakeDecoder(slots=2, exact=exact)
+
+    def fail(*args: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(decoder, broken, fail)
+    engine = Engine(decoder, letters, EngineConfig(slots=2, exact=exact, prefix_cache=False))
+    asked = []
+    for number, whose in enumerate("aab"):
+        if whose == "b":
+            for _ in range(5):
+                engine.step()
+        asked.append(client("hello\n", f"r{number}", max_tokens=20, seed=number))
+        asked[-1].client = whose
+        engine.submit(asked[-1].request)
+    run_to_end(engine)
+    for one in asked:
+        expected = reference(one.prompt_ids, one.params, max_length=64)
+        assert (one.text, one.token_ids, one.finish_reason, one.stop_reason) == expected
 
 
 def test_a_paused_one_can_be_finished() -> None:
