@@ -84,11 +84,8 @@ def read_arguments() -> tuple[ServiceConfig, EngineConfig]:
     Raises:
         bentoml.exceptions.InvalidArgument: one is unknown or out of range, or built into the bento that is served.
     """
-    given = _given()
-    if in_bento():
-        # BentoML loads a bento with the arguments of its build alone.
-        given.update(_changed(given, _said(sys.argv[1:])))
-    _check_names(given)
+    pass_arguments_on()
+    _check_names(_given())
     given = dict(bentoml.use_arguments(Arguments))
     service = {field.name: given.pop(field.name) for field in fields(ServiceConfig)}
     return ServiceConfig(**service), EngineConfig(**given)
@@ -99,6 +96,19 @@ def in_bento() -> bool:
     from bentoml._internal.configuration.containers import BentoMLContainer
 
     return DECODER_ALIAS in BentoMLContainer.model_aliases.get()
+
+
+def pass_arguments_on() -> None:
+    """Have the command line's arguments count where a bento is served, in this process and in the workers that it starts.
+
+    BentoML loads a bento with the arguments of its build alone, and once more before it starts workers.
+
+    Raises:
+        bentoml.exceptions.InvalidArgument: one is built in.
+    """
+    if in_bento():
+        given = _given()
+        given.update(_changed(given, _said(sys.argv[1:])))
 
 
 def forget_path() -> None:

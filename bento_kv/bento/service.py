@@ -18,7 +18,7 @@ from typing import Any
 import bentoml
 from bentoml.exceptions import BentoMLException
 
-from bento_kv.bento.arguments import DECODER_ALIAS, forget_path, read_arguments
+from bento_kv.bento.arguments import DECODER_ALIAS, forget_path, pass_arguments_on, read_arguments
 from bento_kv.bento.build import VerifiedDecoder
 from bento_kv.bento.middleware import mend_middleware
 from bento_kv.bento.runnable import OnnxDecoderRunnable
@@ -79,6 +79,7 @@ class LanguageModel:
     def check() -> None:
         decoder.check()
         pass_second_signal_on()
+        pass_arguments_on()
         supervise()
 
     def __init__(self) -> None:

@@ -14,7 +14,7 @@ from bentoml._internal.configuration.containers import BentoMLContainer
 from bentoml._internal.utils.args import set_arguments
 from bentoml.exceptions import InvalidArgument
 
-from bento_kv.bento.arguments import BUILT_IN, DECODER_ALIAS, Arguments, forget_path, read_arguments
+from bento_kv.bento.arguments import BUILT_IN, DECODER_ALIAS, Arguments, forget_path, pass_arguments_on, read_arguments
 
 BUILT = {"model": "pinned", "slots": "3", "kv_cache": "int8"}
 
@@ -45,6 +45,8 @@ def test_what_can_change_does_and_reaches_the_workers(in_bento: Any) -> None:
     )
     assert (service.model, service.model_id) == ("pinned", "mine")
     assert (engine.slots, engine.threads, engine.max_length) == (5, 2, 64)
+    set_arguments(dict(BUILT))  # BentoML loads a bento again before it starts workers
+    pass_arguments_on()
     merged = BentoMLContainer.bento_arguments.get()
     set_arguments(dict(BUILT))  # as a worker finds it
     assert in_bento("--args", json.dumps(merged)) == (service, engine)
