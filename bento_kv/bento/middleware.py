@@ -2,17 +2,21 @@
 
 - Its time limit on the first byte of an answer leaves a timer behind each, which keeps some 5 kB until the time is over.
 - Its metrics have a label for the path, whatever it is: each path that somebody makes up is a dozen series, for ever.
+- It logs a traceback for each error of a service, whoever made it.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Collection, Iterable, Iterator
+from http import HTTPStatus
 from itertools import pairwise
 from typing import Any
 
 from bentoml._internal.server.http.instruments import RunnerTrafficMetricsMiddleware
 from bentoml._internal.server.http.traffic import TimeoutMiddleware
+from bentoml.exceptions import BentoMLException
 from starlette.applications import Starlette
 from starlette.routing import BaseRoute, Mount, Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -49,6 +53,21 @@ def _fixed_paths(routes: Iterable[BaseRoute], prefix: str = "") -> Iterator[str]
             yield from _fixed_paths(route.routes, prefix + route.path)
         elif isinstance(route, Route) and not route.param_convertors:
             yield prefix + route.path
+
+
+class Refusal(BentoMLException):
+    """An error that is an answer, and nothing that went wrong here."""
+
+
+class NoRefusals(logging.Filter):
+    """Leaves the tracebacks of refusals out of the log; those of 5xx, whose words BentoML keeps from clients, are a line."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        error = record.exc_info[1] if record.exc_info else None
+        if not isinstance(error, Refusal):
+            return True
+        record.msg, record.args, record.exc_info = "%s", (str(error),), None
+        return int(error.error_code) >= HTTPStatus.INTERNAL_SERVER_ERROR
 
 
 class FirstByteTimeout:

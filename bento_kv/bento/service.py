@@ -16,11 +16,10 @@ from http import HTTPStatus
 from typing import Any
 
 import bentoml
-from bentoml.exceptions import BentoMLException
 
 from bento_kv.bento.arguments import DECODER_ALIAS, forget_path, pass_arguments_on, read_arguments
 from bento_kv.bento.build import VerifiedDecoder
-from bento_kv.bento.middleware import mend_middleware
+from bento_kv.bento.middleware import NoRefusals, Refusal, mend_middleware
 from bento_kv.bento.runnable import OnnxDecoderRunnable
 from bento_kv.bento.starting import starting, supervise
 from bento_kv.bento.supervisor import pass_second_signal_on
@@ -119,7 +118,7 @@ class LanguageModel:
                 raise asyncio.CancelledError(str(error)) from error
             if error.http_status == HTTPStatus.INTERNAL_SERVER_ERROR and not error.told:
                 raise
-            raise BentoMLException(str(error), error_code=HTTPStatus(error.http_status)) from error
+            raise Refusal(str(error), error_code=HTTPStatus(error.http_status)) from error
 
     async def _encode(self, prompt: str) -> list[int]:
         """The prompt's token ids, within the bounds of what is prepared at once."""
@@ -138,6 +137,7 @@ class LanguageModel:
 
 
 logging.getLogger("bentoml.access").addFilter(OneLine())
+logging.getLogger("bentoml._internal.server.http_app").addFilter(NoRefusals())
 if api_key is not None:
     LanguageModel.add_asgi_middleware(  # type: ignore[attr-defined] # it is a Service
         RequireApiKey, api_key=api_key, urgent_api_key=urgent_api_key, open_metrics=config.open_metrics

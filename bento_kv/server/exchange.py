@@ -14,7 +14,7 @@ from contextlib import suppress
 from typing import Any, TypeVar
 
 from starlette.datastructures import Headers
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from bento_kv.server import jsontext
 from bento_kv.server.clients import Caller
@@ -56,10 +56,11 @@ class Exchange:
         """The body.
 
         Raises:
-            Problem: it is not sent as JSON, is larger than `limit` bytes, or Content-Length says so; no more is read in any case.
+            Problem: it is not sent as JSON by who has no key, is larger than `limit` bytes, or Content-Length says so; no more is read in any case.
             Disconnected: the client left before its end.
         """
-        if self.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
+        kind = self.headers.get("content-type", "").partition(";")[0].strip().lower()
+        if kind != "application/json" and self.caller.key is None:  # no web page has a key to send
             raise not_json()
         declared = self.headers.get("content-length", "")
         if declared.isascii() and declared.isdigit() and int(declared) > limit:
@@ -92,6 +93,36 @@ class Exchange:
             working.cancel()
             watching.cancel()
             await asyncio.gather(working, watching, return_exceptions=True)
+
+    async def hand_over(self, app: ASGIApp, body: bytes) -> None:
+        """Have an app answer, which is given the body as JSON. Until its answer begins, it ends when the client leaves;
+        after that it has to notice it by itself.
+
+        Raises:
+            Disconnected: the client left first.
+        """
+        begun = asyncio.Event()
+
+        async def send(message: Message) -> None:
+            begun.set()
+            await self._send(message)
+
+        headers = [pair for pair in self.scope["headers"] if pair[0] != b"content-type"]
+        scope = {**self.scope, "headers": [*headers, (b"content-type", b"application/json")]}
+        answering = asyncio.ensure_future(app(scope, _replayed(body, self._receive), send))
+        watching = asyncio.ensure_future(self._until_disconnected())
+        beginning = asyncio.ensure_future(begun.wait())
+        try:
+            await asyncio.wait((answering, watching, beginning), return_when=asyncio.FIRST_COMPLETED)
+            if not answering.done() and not begun.is_set():
+                raise Disconnected
+            watching.cancel()
+            await answering
+        finally:
+            tasks = (answering, watching, beginning)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _until_disconnected(self) -> None:
         while (await self._receive())["type"] != "http.disconnect":
@@ -155,3 +186,13 @@ class Exchange:
             await sending
         except OSError as error:
             raise Disconnected from error
+
+
+def _replayed(body: bytes, receive: Receive) -> Receive:
+    """The body again, as one message, and then whatever comes."""
+    messages: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
+
+    async def replay() -> Message:
+        return messages.pop() if messages else await receive()
+
+    return replay

@@ -8,7 +8,7 @@ import logging
 from collections.abc import Mapping
 from functools import partial
 
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from bento_kv.server.clients import Clients, current_caller
 from bento_kv.server.exchange import Disconnected, Exchange
@@ -54,25 +54,30 @@ class Guard:
         exchange = Exchange(scope, receive, send)
         try:
             try:
-                if exchange.path != "/" and exchange.path.endswith("/"):
-                    # The framework would redirect to whatever host the request names.
+                slash = exchange.path != "/" and exchange.path.endswith("/")
+                if slash or not exchange.path.isprintable():
+                    # The framework would redirect to whatever host the request names, and routes match no line breaks.
                     raise not_found(shorten(exchange.path))
+                body = None
                 if exchange.method == "POST" and exchange.path in self._bodies:
-                    receive = _replayed(await self._checked_body(exchange), receive)
+                    body = await self._checked_body(exchange)
             except Disconnected:
                 raise
             except Exception as error:  # noqa: BLE001 - each becomes an answer, and the log has what is unexpected
                 await exchange.send_problem(problem_of(error, request_id=exchange.id))
                 return
+            if body is None:
+                await self._app(scope, receive, send)
+            else:
+                await exchange.hand_over(self._app, body)
         except Disconnected:
             await exchange.abandon()
-            return
-        await self._app(scope, receive, send)
 
     async def _checked_body(self, exchange: Exchange) -> bytes:
         caller = self._clients.caller(exchange.scope)
         if caller is None:
             raise unauthorized()
+        exchange.caller = caller
         current_caller.set(caller)
         body = await exchange.read_body(self._limit)
         check = partial(parse, body, self._bodies[exchange.path])
@@ -80,16 +85,6 @@ class Guard:
         asked = await exchange.unless_disconnected(checking)
         caller.check_priority(getattr(asked, "priority", None))
         return body
-
-
-def _replayed(body: bytes, receive: Receive) -> Receive:
-    """The body again, as one message, and then whatever comes."""
-    messages: list[Message] = [{"type": "http.request", "body": body, "more_body": False}]
-
-    async def replay() -> Message:
-        return messages.pop() if messages else await receive()
-
-    return replay
 
 
 class OneLine(logging.Filter):

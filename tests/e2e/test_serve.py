@@ -155,6 +155,72 @@ def test_clients_that_leave_before_an_answer_leave_nothing_behind(server: Server
     pytest.fail("\n".join(counts))
 
 
+DIGITS = "1" * 4300
+
+
+@pytest.mark.parametrize(
+    ("path", "content", "headers", "status"),
+    [
+        ("/generate", f'{{"prompt": "secret", "max_tokens": {DIGITS}}}', {}, 400),
+        ("/v1/completions", f'{{"model": "demo", "prompt": "secret", "logit_bias": {{"1": {DIGITS}}}}}', {}, 400),
+        ("/generate", '{"prompt": "secret", "max_time": NaN}', {}, 400),
+        ("/generate", '{"prompt": "secret", "max_tokens": 5000}', {}, 400),
+        ("/generate", json.dumps({"prompt": "secret" * 500}), {}, 400),
+        ("/generate", '{"prompt": "secret", "max_time": 1e-9}', {}, 503),
+        ("/generate", '{"prompt": "secret"', {}, 400),
+        ("/generate", "--x", {"content-type": "multipart/form-data"}, 415),
+        ("/v1/completions", "--x", {"content-type": "multipart/form-data"}, 415),
+        ("/v1", "{}", {"host": "evil.example"}, 404),
+        ("/generate/", "{}", {"host": "evil.example"}, 404),
+        ("/v1/%0a2026 [INFO] forged", "{}", {}, 404),
+        ("/%0d%0a2026 [INFO] forged", "{}", {}, 404),
+    ],
+    ids=lambda value: str(value)[:40],
+)
+def test_odd_requests_are_refused_in_a_word(
+    server: Server, path: str, content: str, headers: dict[str, str], status: int
+) -> None:
+    said = len(server.log.read_text())
+    given = {"content-type": "application/json", **headers}
+    answer = httpx.post(server.url + path, content=content, headers=given, timeout=60)
+    assert (answer.status_code, answer.headers.get("location")) == (status, None)
+    assert len(answer.content) < 400
+    log = server.log.read_text()[said:]
+    assert "Traceback" not in log
+    assert "secret" not in answer.text + log
+    assert not any(line.startswith("2026 [INFO] forged") for line in log.splitlines())
+
+
+def test_the_native_route_forgets_who_leaves_before_the_first_token(server: Server) -> None:
+    """More than there are slots, so that some wait: they go, and not at their turn."""
+    body = json.dumps({"prompt": "Count from 1 to 99.", "max_tokens": 900, "temperature": 0}).encode()
+    address = urlsplit(server.url)
+    head = (
+        f"POST /generate HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+    )
+    busy = {"model": "demo", "prompt": "Hello", "max_tokens": 900, "ignore_eos": True, "n": 8, "stream": True}
+
+    def waiting() -> float:
+        lines = httpx.get(f"{server.url}/metrics").text.splitlines()
+        return sum(float(line.split()[-1]) for line in lines if line.startswith("bento_kv_num_requests_waiting"))
+
+    def wait_for(count: float) -> None:
+        deadline = time.monotonic() + 60
+        while waiting() != count:
+            assert time.monotonic() < deadline, f"{waiting()} wait"
+
+    with httpx.stream("POST", f"{server.url}/v1/completions", json=busy, timeout=60) as response:
+        parts = response.iter_bytes()  # kept, since the answer ends with it
+        next(parts)
+        connections = [socket.create_connection((address.hostname, address.port)) for _ in range(5)]
+        for connection in connections:
+            connection.sendall(head.encode() + body)
+        wait_for(5)
+        for connection in connections:
+            connection.close()
+        wait_for(0)
+
+
 def test_paths_that_clients_make_up_are_no_series_of_their_own(server: Server) -> None:
     with httpx.Client(base_url=server.url) as http:
         for number in range(30):

@@ -192,6 +192,15 @@ def test_a_web_page_cannot_post_here(world: World, path: str) -> None:
         assert error["code"] == "unsupported_media_type"
 
 
+def test_who_sends_a_key_need_not_say_that_it_is_json() -> None:
+    with serving(app_options={"api_key": " secret\n"}) as world:
+        for kind in ({}, {"content-type": "text/plain"}, JSON):
+            headers = {"authorization": "Bearer secret", **kind}
+            answer = httpx.post(world.url + "/v1/tokenize", content=b'{"prompt": "hi"}', headers=headers)
+            assert answer.json()["count"] == 2
+            assert error_of(httpx.post(world.url + "/v1/tokenize", content=b"--x", headers=headers), 400)
+
+
 def test_json_may_say_its_encoding(http: httpx.Client) -> None:
     body = json.dumps({"model": MODEL, "messages": [USER]})
     assert http.post(CHAT, content=body, headers={"content-type": "Application/JSON; charset=utf-8"}).status_code == 200

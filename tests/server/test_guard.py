@@ -9,7 +9,7 @@ from typing import Any
 
 import httpx
 import pytest
-from starlette.types import Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from bento_kv.server.clients import Clients
 from bento_kv.server.guard import Guard, OneLine
@@ -36,18 +36,27 @@ class Framework:
         await send({"type": "http.response.body", "body": body})
 
 
-def ask(path: str, content: Any, headers: dict[str, str] | None = None) -> tuple[httpx.Response, list[bytes]]:
+HEADERS = [(name.encode(), value.encode()) for name, value in JSON.items()]
+
+
+def guard(framework: ASGIApp, clients: Clients | None = None) -> Guard:
+    return Guard(
+        framework,
+        bodies={"/generate": NativeRequest},
+        max_body_bytes=10_000,
+        preparations=Preparations(160_000),
+        clients=clients or Clients(),
+    )
+
+
+def ask(
+    path: str, content: Any, headers: dict[str, str] | None = None, clients: Clients | None = None
+) -> tuple[httpx.Response, list[bytes]]:
     framework = Framework()
 
     async def run() -> httpx.Response:
-        guard = Guard(
-            framework,
-            bodies={"/generate": NativeRequest},
-            max_body_bytes=10_000,
-            preparations=Preparations(160_000),
-            clients=Clients(),
-        )
-        async with httpx.AsyncClient(transport=httpx.ASGITransport(guard), base_url="http://here") as http:
+        transport = httpx.ASGITransport(guard(framework, clients))
+        async with httpx.AsyncClient(transport=transport, base_url="http://here") as http:
             return await http.post(path, content=content, headers=JSON if headers is None else headers)
 
     return asyncio.run(run()), framework.bodies
@@ -93,8 +102,61 @@ def test_a_web_page_cannot_post_here(kind: str) -> None:
     assert (response.status_code, bodies) == (415, [])
 
 
+@pytest.mark.parametrize("kind", ["", "application/x-www-form-urlencoded", "multipart/form-data"])
+def test_who_sends_a_key_need_not_say_that_it_is_json(kind: str) -> None:
+    """A web page cannot send one unasked. The framework is told in any case."""
+    clients = Clients("secret", urgent_api_key="urgent")
+    for key in ("secret", "urgent", " secret "):
+        headers = {"authorization": f"Bearer {key}", **({"content-type": kind} if kind else {})}
+        response, bodies = ask("/generate", b'{"prompt": "Hi"}', headers, clients)
+        assert (response.status_code, bodies) == (200, [b'{"prompt": "Hi"}'])
+    assert ask("/generate", b"--x", headers, clients)[0].status_code == 400
+    assert (
+        ask("/generate", b'{"prompt": "Hi"}', {**JSON, "authorization": "Bearer other"}, clients)[0].status_code == 401
+    )
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_an_answer_that_has_not_begun_ends_when_its_client_leaves(begun: bool) -> None:
+    body = b'{"prompt": "Hi"}'
+    sent: list[str] = []
+
+    async def run() -> bool:
+        left, ended = asyncio.Event(), asyncio.Event()
+        incoming: list[Message] = [{"type": "http.request", "body": body}]
+
+        async def receive() -> Message:
+            if not incoming:
+                await left.wait()
+                return {"type": "http.disconnect"}
+            return incoming.pop()
+
+        async def send(message: Message) -> None:
+            sent.append(message["type"])
+
+        async def framework(scope: Scope, receive: Receive, send: Send) -> None:
+            assert dict(scope["headers"])[b"content-type"] == b"application/json"
+            assert (await receive())["body"] == body
+            if begun:
+                await send({"type": "http.response.start", "status": 200, "headers": []})
+            left.set()
+            try:
+                assert (await receive())["type"] == "http.disconnect"
+                await asyncio.sleep(0 if begun else 60)
+            except asyncio.CancelledError:
+                ended.set()
+                raise
+
+        scope = {"type": "http", "method": "POST", "path": "/generate", "headers": HEADERS, "query_string": b""}
+        await guard(framework)(scope, receive, send)
+        return ended.is_set()
+
+    assert asyncio.run(run()) is not begun
+    assert sent[0] == "http.response.start"
+
+
 def test_nobody_is_sent_to_the_host_that_a_request_names() -> None:
-    for path in ("/generate/", "/livez/", "/any/where/"):
+    for path in ("/generate/", "/livez/", "/any/where/", "/any%0aforged", "/any%c2%85forged"):
         response, bodies = ask(path, b"{}", {**JSON, "host": "evil.example"})
         assert (response.status_code, bodies) == (404, [])
 
