@@ -9,7 +9,8 @@ from pathlib import Path
 from bento_kv.contract.reference import NumericReference
 from bento_kv.contract.versions import versions_of
 from bento_kv.doctor.advice import checklist, todo
-from bento_kv.doctor.export.judge import ExportJudgement, Progress, judge_export
+from bento_kv.doctor.export.judge import judge_export
+from bento_kv.doctor.export.judgement import ExportJudgement, Progress
 from bento_kv.doctor.export.loading import Opened, open_decoder_file
 from bento_kv.doctor.export.target import describe
 from bento_kv.doctor.loop.golden import own_trace
@@ -100,7 +101,7 @@ def _judge_loop(
     opened: Opened, export: ExportJudgement, trace: Trace | None, pad_token_id: int | None
 ) -> LoopJudgement:
     """The traced loop, or our own. Numbers count only where the export is right; lengths and tokens always do."""
-    graph = opened.graph if export.diagnosis.verdict == "right" else None
+    graph = opened.graph if export.diagnosis.verdict == "right" and export.stepped else None
     if trace is not None:
         check_trace(trace, export.vocab_size)
         return judge_loop(trace, graph, pad_token_id=pad_token_id)

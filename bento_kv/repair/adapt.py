@@ -11,7 +11,8 @@ from bento_kv.errors import ExportError, first_line
 from bento_kv.repair.interface import dtype_of, interface_of, rename
 from bento_kv.repair.records import Change
 from bento_kv.repair.weights import check
-from bento_kv.runtime.interface import Axis, CachePair, Interface
+from bento_kv.runtime.interface import Interface
+from bento_kv.runtime.pairing import Axis, CachePair
 
 _STANDARD: tuple[Axis, ...] = ("rows", "heads", "time", "dim")
 
@@ -65,6 +66,8 @@ def _differences(own: Interface, interface: Interface) -> Iterator[Change]:
     for mine, theirs in ((own.mask, interface.mask), (own.positions, interface.positions)):
         if theirs is not None and mine is None:
             yield Change("names", theirs.name, "is no input any more: the new export needs none")
+    if interface.write is not None:
+        yield Change("names", interface.write.name, "is no input any more: a past has its length")
     if interface.keep is not None:
         yield Change("names", interface.keep.name, "is no input any more: every token's logits are given")
     for zero in interface.zeros:

@@ -15,7 +15,7 @@ from bento_kv.errors import DecoderError
 from bento_kv.repair.interface import dtype_of, interface_of, rename_ends
 from bento_kv.repair.records import Change
 from bento_kv.runtime.growing import GrowingGraph
-from bento_kv.runtime.interface import CachePair
+from bento_kv.runtime.pairing import CachePair
 
 _HELD = 4  # positions of the past that is fed
 Arrays = Mapping[str, NDArray[np.generic]]

@@ -50,6 +50,8 @@ def _interface(old: Path) -> tuple[Interface | None, list[Change]]:
         ]
     if interface.packed:
         raise ExportError(f"{old} is a decoder of the in-place layout: export it anew with `bento-kv export`")
+    if interface.foreign:
+        raise ExportError(f"{old} has {interface.foreign}: a new export, whose cache grows, does not fit behind that")
     if interface.branch is not None:
         return None, [
             Change("names", interface.branch.name, f"one graph serves all steps now, without a switch; it has {what}")

@@ -96,7 +96,9 @@ class _Mending:
         mended, left = lower_versions(self._model)
         self._note([*relinked, *mended], left)
         carry_weights(self._model, data_beside(self._target))
-        if not left and not interface_of(self._model).packed and self._loads():
+        interface = interface_of(self._model)
+        # What is carried besides a growing cache is not known by position, and keeps its names and sizes.
+        if not left and not interface.packed and not interface.foreign and self._loads():
             self._mend_interface(names)
         if self._result.mended:
             write(self._model, self._target)

@@ -15,8 +15,9 @@ from bento_kv.contract.graph_io import TensorSpec
 from bento_kv.errors import DecoderError, GraphLimitError, first_line
 from bento_kv.runtime.feeds import NUMPY, step_feeds
 from bento_kv.runtime.graph import Cache, GraphOutput, cache_length
-from bento_kv.runtime.interface import Axis, CachePair, Interface, Side, recognize
+from bento_kv.runtime.interface import Interface, recognize
 from bento_kv.runtime.limits import run
+from bento_kv.runtime.pairing import Axis, CachePair, Side
 from bento_kv.runtime.session import open_session
 
 FIRST, WITH_PAST, MERGED = "decoder_model.onnx", "decoder_with_past_model.onnx", "decoder_model_merged.onnx"
@@ -99,6 +100,11 @@ class GrowingGraph:
         self.one_token_steps = len(self._parts) > 1 or self.interface.branch is not None
         self._heads_dim = heads_dim
         for part in self._parts:
+            if part.interface.foreign:
+                raise DecoderError(
+                    f"the graph has {part.interface.foreign}: only caches that grow by a position a token are served and "
+                    "proven; `bento-kv doctor` judges it"
+                )
             for spec in part.interface.fed:
                 if spec.dtype not in NUMPY:
                     raise DecoderError(f"{spec.name} is {spec.dtype}, which cannot be fed from here")

@@ -8,7 +8,8 @@ from bento_kv.contract.graph_io import INPUT_IDS, POSITION_IDS, STEP_INPUTS, Ten
 from bento_kv.doctor.export.io import IoFault, compare
 from bento_kv.doctor.export.loading import Opened
 from bento_kv.doctor.records import Finding, GraphAxis
-from bento_kv.runtime.interface import Axis, Interface
+from bento_kv.runtime.interface import Interface
+from bento_kv.runtime.pairing import Axis
 
 _AXES: dict[Axis, str] = {"heads": "heads", "dim": "head size"}
 # Of what an in-place graph takes besides tokens and positions, how many axes there are, all of which vary.

@@ -6,7 +6,6 @@ first token on: a few tokens are moved to far positions, and steps are given a p
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 
 import numpy as np
@@ -15,14 +14,13 @@ from numpy.typing import NDArray
 from bento_kv.doctor.export.length import Declared
 from bento_kv.doctor.export.probe import LENGTH, REEXPORT, Probe, cut, noise
 from bento_kv.doctor.records import Finding, Reach
-from bento_kv.errors import DecoderError
+from bento_kv.errors import DecoderError, GraphLimitError
 from bento_kv.runtime.graph import Cache, GraphOutput, cache_length
 
 # Of a prompt: operations, a few seconds on two cores of 2026, and bytes of its logits. Of a past: bytes.
 OPERATIONS, LOGITS_BYTES, PAST_BYTES = 1e12, 2**28, 2**28
 PROMPTS = (1024, 512, 256, 128, 64, 32)
 MOVED = 8  # tokens that are moved to far positions
-_NO_MEMORY = re.compile(r"(?i)alloc|memory")
 
 
 class Far:
@@ -46,15 +44,9 @@ class Far:
         self.looked = [f"{LENGTH} tokens in steps of every kind, with a cache and without"]
         self.left: list[str] = []
         self.positions = min(LENGTH, self.room)
-        self._longest = LENGTH if rounded else self._affordable(weights)
+        self._longest = LENGTH if rounded else affordable(weights, probe.full.logits.shape[-1], self.room)
         if rounded:
             self.leave(f"prompts of more than {LENGTH} tokens, whose activations share scales of 8 bits")
-
-    def _affordable(self, weights: int) -> int:
-        """Tokens of the longest prompt that is computed."""
-        bytes_of_one = 4 * self.probe.full.logits.shape[-1]
-        fits = [n for n in PROMPTS if 2 * weights * n <= OPERATIONS and bytes_of_one * n <= LOGITS_BYTES]
-        return max(LENGTH, min(self.room, fits[0] if fits else LENGTH))
 
     @property
     def reach(self) -> Reach:
@@ -98,8 +90,12 @@ class Far:
             try:
                 whole = self.probe.graph.run(ids, self.probe.graph.empty_cache(1))
             except DecoderError as error:
-                if self.declared and not _NO_MEMORY.search(str(error)):
+                if self.declared:
                     return [self._ended(f"a prompt of {length} tokens", error)]
+                length //= 2
+                continue
+            except GraphLimitError:
+                self.leave(f"prompts of {length} tokens, for which time or memory is not enough")
                 length //= 2
                 continue
             return self._in_steps(ids, whole)
@@ -169,8 +165,9 @@ class Far:
             try:
                 probe.graph.run(probe.ids[:, :1], filled(probe.full.present, held))
             except DecoderError as error:
-                if not _NO_MEMORY.search(str(error)):
-                    return [self._ended(f"1 token behind a past of {held}", error)]
+                return [self._ended(f"1 token behind a past of {held}", error)]
+            except GraphLimitError:
+                self.leave(f"a past of {held} positions, for which time or memory is not enough")
             else:
                 reached.append(f"1 token behind a past of {held}")
         if reached:
@@ -197,6 +194,18 @@ class Far:
             fix="Export again with tables and masks as long as the model's, or declare the length that there is. "
             + REEXPORT,
         )
+
+
+def affordable(weights: int, vocab_size: int, room: int | None) -> int:
+    """Tokens of the longest prompt that is computed.
+
+    Args:
+        weights: of the graph, as many numbers.
+        vocab_size: logits of a token.
+        room: positions that there are; None where nothing says.
+    """
+    fits = [n for n in PROMPTS if 2 * weights * n <= OPERATIONS and 4 * vocab_size * n <= LOGITS_BYTES]
+    return min(max([LENGTH, *fits]), room or PROMPTS[0])
 
 
 def sees_oldest(probe: Probe, ids: NDArray[np.int64], past: Cache) -> bool:

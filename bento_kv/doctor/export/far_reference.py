@@ -15,7 +15,7 @@ from bento_kv.contract.reference import LayerArrays, NumericReference
 from bento_kv.doctor.export.far import LOGITS_BYTES, MOVED, Far, filled, sees_oldest, spread
 from bento_kv.doctor.export.probe import cut
 from bento_kv.doctor.records import Finding
-from bento_kv.errors import DecoderError
+from bento_kv.errors import DecoderError, GraphLimitError
 from bento_kv.runtime.graph import Cache
 
 PLACES = 32
@@ -106,7 +106,7 @@ def _behind_pasts(far: Far, reference: NumericReference, limit: float) -> list[F
         theirs: LayerArrays = [(np.asarray(k[0], np.float32), np.asarray(v[0], np.float32)) for k, v in past]
         try:
             got = probe.graph.run(ids, past).logits[0, -1]
-        except DecoderError as error:
+        except (DecoderError, GraphLimitError) as error:
             far.leave(f"pasts of {length} positions and more, on which it fails: {error}")
             return []
         error_of = probe.error(got, reference.logits(ids[0].tolist(), past=theirs)[-1])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from bento_kv.contract.precision import CACHE_ELEMENTS, PRECISIONS, Precision, coarsest
 from bento_kv.contract.reference import NumericReference
@@ -19,9 +18,11 @@ from bento_kv.doctor.export.driven import (
 )
 from bento_kv.doctor.export.far import Far
 from bento_kv.doctor.export.far_reference import check_far_reference
+from bento_kv.doctor.export.judge_carried import judge_carried
+from bento_kv.doctor.export.judgement import ExportJudgement, Progress
 from bento_kv.doctor.export.length import declared_length
-from bento_kv.doctor.export.loading import Opened, measured_vocab_size
-from bento_kv.doctor.export.probe import Probe
+from bento_kv.doctor.export.loading import Opened, carried_graph, measured_vocab_size
+from bento_kv.doctor.export.probe import Probe, keeps_last
 from bento_kv.doctor.export.reference import check_reference
 from bento_kv.doctor.export.rows import check_cached_rows, check_mask, check_rows
 from bento_kv.doctor.export.sizes import Acceptance, RunSizes
@@ -31,25 +32,6 @@ from bento_kv.errors import DecoderError
 from bento_kv.onnx_file import precision, weight_count
 from bento_kv.runtime.graph import CachedGraph
 from bento_kv.runtime.growing import genai_geometry
-
-Progress = Callable[[str], None]
-
-
-@dataclass(frozen=True, slots=True)
-class ExportJudgement:
-    """What was found of a decoder's export.
-
-    Attributes:
-        diagnosis: the verdict, and the findings with the one to be mended first before the others.
-        measurements: of its own steps, and against the reference; empty where nothing could be run.
-        notes: what was taken at its word.
-        vocab_size: token ids are below it; 0 where nothing could be run.
-    """
-
-    diagnosis: PartDiagnosis
-    measurements: Measurements
-    notes: tuple[str, ...]
-    vocab_size: int
 
 
 def judge_export(
@@ -65,6 +47,8 @@ def judge_export(
         reference: makes the model that it was exported from; called only if the graph runs.
         progress: told what is being tried.
     """
+    if opened.interface is not None and opened.interface.foreign and opened.sessions:
+        return judge_carried(opened, carried_graph(opened), precision_of(opened), reference, progress)
     examination = _Examination(opened)
     if opened.interface is not None:
         progress("inputs and outputs")
@@ -75,6 +59,10 @@ def judge_export(
         progress("steps with a past and without")
         try:
             probe = examination.probe(graph, acceptance)
+            if keeps_last(probe):
+                sliding = judge_carried(opened, carried_graph(opened), precision_of(opened), reference, progress)
+                if sliding.diagnosis.verdict == "right":
+                    return sliding
             if examination.usable(probe):
                 examination.steps(probe, acceptance)
                 if reference is not None:
@@ -135,20 +123,12 @@ class _Examination:
         self._findings += [finding for finding in found if finding.id not in known]
         return acceptance
 
-    @property
-    def _precision(self) -> Precision:
-        """Of weights and cache, the one that decides how close results can come to others."""
-        interface = self._opened.interface
-        stored = {pair.past.dtype for pair in interface.caches if pair.past} if interface else set()
-        weights = precision(self._opened.models[-1])
-        return coarsest(weights, "int8") if CACHE_ELEMENTS["int8"].dtype in stored else weights
-
     def probe(self, graph: CachedGraph, acceptance: Acceptance) -> Probe:
         """The graph, and tokens to run it on."""
         if acceptance.one_token_steps and not self._opened.one_token_steps:
             self._notes.append("behind a past the graph takes one token at a time: no chunked prefill, no speculation")
         chunk = not (self._opened.one_token_steps or acceptance.one_token_steps)
-        probe = Probe(graph, self._vocab_size, PRECISIONS[self._precision].self_consistency, chunk=chunk)
+        probe = Probe(graph, self._vocab_size, PRECISIONS[precision_of(self._opened)].self_consistency, chunk=chunk)
         self._tried = True
         return probe
 
@@ -187,17 +167,17 @@ class _Examination:
     def far(self, probe: Probe, reference: NumericReference | None = None) -> None:
         """The decoder far along the sequence, against itself or the model that it was exported from."""
         declared = declared_length(self._opened.folder, reference)
-        rounded = self._precision == "int8"
+        rounded = precision_of(self._opened) == "int8"
         far = Far(probe, declared, weights=weight_count(self._opened.models[-1]), rounded=rounded)
         found = far.alone(reference is None)
         if reference is not None and not found:
-            found = check_far_reference(far, reference, PRECISIONS[self._precision].against_reference)
+            found = check_far_reference(far, reference, PRECISIONS[precision_of(self._opened)].against_reference)
         self._findings += found
         self._measurements = self._measurements.model_copy(update={"reach": far.reach})
 
     def reference(self, probe: Probe, reference: NumericReference) -> None:
         """The decoder against the model that it was exported from."""
-        error, wrong = check_reference(probe, reference, self._precision)
+        error, wrong = check_reference(probe, reference, precision_of(self._opened))
         self._measurements = self._measurements.model_copy(update={"reference": error})
         self._findings += wrong
         if self.right:
@@ -215,3 +195,11 @@ class _Examination:
                     "`bento-kv repair FILE -o REPAIRED --reference SOURCE`.",
                 )
             )
+
+
+def precision_of(opened: Opened) -> Precision:
+    """Of weights and cache, the one that decides how close results can come to others."""
+    interface = opened.interface
+    stored = {pair.past.dtype for pair in interface.caches if pair.past} if interface else set()
+    weights = precision(opened.models[-1])
+    return coarsest(weights, "int8") if CACHE_ELEMENTS["int8"].dtype in stored else weights

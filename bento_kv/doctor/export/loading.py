@@ -24,6 +24,7 @@ from bento_kv.onnx_file import (
     highest_opset,
     nested_graphs,
 )
+from bento_kv.runtime.carried import CarriedGraph
 from bento_kv.runtime.graph import CachedGraph
 from bento_kv.runtime.growing import GrowingGraph, geometry, graph_files
 from bento_kv.runtime.interface import Interface, recognize
@@ -40,7 +41,8 @@ class Opened:
         folder: where the configurations are that tell what the graphs do not.
         models: of the files, without their weights.
         interface: of the last graph; None where it cannot be told.
-        graph: to drive; None where the runtime does not load it.
+        sessions: of the files, where the runtime loads them.
+        graph: to drive by position; None where there is none, or its cache is not of keys and values by position.
         findings: what is in the way.
     """
 
@@ -48,6 +50,7 @@ class Opened:
     folder: Path
     models: list[onnx.ModelProto] = field(default_factory=list)
     interface: Interface | None = None
+    sessions: list[ort.InferenceSession] = field(default_factory=list)
     graph: CachedGraph | None = None
     findings: list[Finding] = field(default_factory=list)
 
@@ -131,12 +134,23 @@ def open_graphs(files: tuple[Path, ...], folder: Path, *, threads: int | None = 
         reason = f"{brief[0].name} is {brief[0].dtype}, which numpy has no type for, so that it is not fed or read here"
         opened.findings.append(load_failed(opened.files[-1], reason, model))
         return opened
-    opened.graph = (
-        PackedGraph(sessions[0], opened.inputs)
-        if opened.interface.packed
-        else GrowingGraph(sessions, heads_dim=geometry(opened.folder))
-    )
+    opened.sessions = sessions
+    if opened.interface.packed:
+        opened.graph = PackedGraph(sessions[0], opened.inputs)
+    elif not opened.interface.foreign:
+        opened.graph = GrowingGraph(sessions, heads_dim=geometry(opened.folder))
     return opened
+
+
+def carried_graph(opened: Opened) -> CarriedGraph:
+    """The decoder, to be driven by nothing but what its steps return.
+
+    Raises:
+        DecoderError: it is in two graphs, or nothing says how large something is that is carried.
+    """
+    if len(opened.sessions) != 1 or opened.interface is None:
+        raise DecoderError(f"{opened.folder} keeps its cache in a way that is judged in one graph only, and has two")
+    return CarriedGraph(opened.sessions[0], opened.interface, heads_dim=geometry(opened.folder))
 
 
 def _parse(file: Path) -> onnx.ModelProto | Finding:
@@ -225,6 +239,8 @@ def open_cached(target: Path, *, threads: int | None = None) -> tuple[CachedGrap
     reason = opened.findings[0].explain if opened.findings else ""
     if interface is not None and not (interface.has_past and interface.has_present):
         reason = "The graph has no cache to pass on."
+    if interface is not None and interface.foreign:
+        reason = f"It has {interface.foreign}, of which no position can be taken out."
     if opened.graph is None or interface is None or reason:
         raise DecoderError(f"{target} cannot be stepped: {reason} `bento-kv doctor {target}` says what to do.")
     vocab_size = measured_vocab_size(opened)

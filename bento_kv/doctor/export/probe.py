@@ -8,7 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from bento_kv.contract.checks import scaled_error
-from bento_kv.runtime.graph import Cache, CachedGraph, GraphOutput
+from bento_kv.errors import DecoderError
+from bento_kv.runtime.graph import Cache, CachedGraph, GraphOutput, cache_length
 
 REEXPORT = (
     "Export again: `bento-kv repair FILE -o REPAIRED --reference SOURCE`, or `bento-kv export SOURCE` for the layout that has "
@@ -38,9 +39,7 @@ class Probe:
 
     def tokens(self, seed: int, rows: int, length: int = LENGTH) -> NDArray[np.int64]:
         """Random ids `[rows, length]`, no two neighbours alike."""
-        rng = np.random.default_rng(seed)
-        ids = rng.integers(0, self.vocab_size, (rows, length))
-        return np.where(ids == np.roll(ids, 1, axis=1), (ids + 1) % self.vocab_size, ids)
+        return made_up(seed, self.vocab_size, rows, length)
 
     def uncached(
         self,
@@ -85,12 +84,29 @@ class Probe:
         return not self.error(got, expected) <= 1e-6
 
 
+def made_up(seed: int, vocab_size: int, rows: int, length: int) -> NDArray[np.int64]:
+    """Random ids `[rows, length]`, no two neighbours alike."""
+    ids = np.random.default_rng(seed).integers(0, vocab_size, (rows, length))
+    return np.where(ids == np.roll(ids, 1, axis=1), (ids + 1) % vocab_size, ids)
+
+
 def relative_error(got: NDArray[np.float32], expected: NDArray[np.float32]) -> float:
     """As `scaled_error`, without its floor of 1: a small model's logits are small, and its faults with them."""
     largest = float(np.abs(expected[np.isfinite(expected)]).max(initial=0.0))
     if largest == 0.0 or largest >= 1.0:
         return scaled_error(got, expected)
     return scaled_error(got / np.float32(largest), expected / np.float32(largest))
+
+
+def keeps_last(probe: Probe) -> bool:
+    """Whether the cache stops growing at a few positions, as one that slides does, whatever is in it."""
+    kept = cache_length(probe.full.present)
+    if not 0 < kept < LENGTH:
+        return False
+    try:
+        return cache_length(probe.uncached(probe.ids[:, : kept + 1]).present) == kept
+    except DecoderError:
+        return False
 
 
 def cut(cache: Cache, length: int) -> Cache:

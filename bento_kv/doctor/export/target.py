@@ -36,6 +36,8 @@ def _layout(opened: Opened) -> str:
         return "in-place, packed"
     if not (interface.has_past or interface.has_present):
         return "without a cache"
+    if interface.foreign:
+        return interface.foreign
     axes = {pair.axes for pair in interface.caches}
     traits = ["growing"]
     if len(opened.files) > 1:
