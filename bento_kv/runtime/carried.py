@@ -147,8 +147,8 @@ class CarriedGraph:
         arrays: dict[str, NDArray[np.generic]] = {
             link.past.name: array for link, array in zip(self.links, presents, strict=True)
         }
-        logits = np.asarray(logits, np.float32)
-        return logits[:, None] if logits.ndim == 2 else logits, Carried(before.held + ids.shape[1], arrays)
+        scores = np.asarray(logits, np.float32)
+        return scores[:, None] if scores.ndim == 2 else scores, Carried(before.held + ids.shape[1], arrays)
 
     def _seen(self, ids: NDArray[np.int64], before: Carried) -> NDArray[np.int64]:
         """Ones for all that there is until now, of the mask's span."""
