@@ -65,17 +65,22 @@ def test_a_bento_answers_where_torch_is_not_installed(tmp_path: Path) -> None:
 
 
 def test_a_bento_serves_the_decoder_it_was_built_with(tmp_path: Path) -> None:
-    """Not a newer one of the same name, and its arguments are those of the build."""
+    """Not a newer one of the same name; its arguments are those of the build, before them those of the command line."""
     source = save_model(tmp_path / "pinned", "llama", seed=3, num_hidden_layers=1)
     built = _bentoml("build", "--output", "tag", "--arg", f"model={source}", "--arg", "slots=3")
     assert built.returncode == 0, built.stdout + built.stderr
     tag = built.stdout.strip().split("__tag__:")[-1]
     packed = get("bento-kv-pinned-fp32")
+    bento = Path(_bentoml("get", tag, "--output", "path").stdout.strip())
+    for folder in (bento, Path(packed.path)):
+        assert [file for file in folder.rglob("*") if file.is_file() and bytes(tmp_path) in file.read_bytes()] == []
     save_model(source, "llama", seed=4, num_hidden_layers=1)
     VerifiedDecoder(str(source)).resolve()
     assert get("bento-kv-pinned-fp32").tag != packed.tag
-    with serving(tag, log=tmp_path / "log", directory=tmp_path) as server:
+    with serving(tag, "--arg", "slots=5", log=tmp_path / "log", directory=tmp_path) as server:
         import httpx
+
+        assert "bento_kv_num_slots 5.0" in httpx.get(f"{server.url}/metrics").text
 
         proof = httpx.get(f"{server.url}/v1/verification").json()
         assert proof["manifest_sha256"] == packed.info.metadata["manifest_sha256"]
