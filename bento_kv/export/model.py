@@ -106,7 +106,10 @@ def read_weights(
     except Exception as error:  # safetensors, pickle, torch and the model's own code each raise their own
         if attn_implementation and (attn_implementation in str(error) or "attn_implementation" in str(error)):
             raise UnsupportedArchitecture(_own_attention(config.model_type)) from error
-        raise SourceError(f"{source.id}: its weights cannot be read: {first_line(error)}") from error
+        files = ", ".join(file.name for file in source.weight_files()[:3])
+        raise SourceError(
+            f"{source.id}: its weights ({files}) cannot be read: {first_line(error)}. Copy or download them again, whole"
+        ) from error
     missing = sorted(info["missing_keys"])
     if missing:
         raise SourceError(

@@ -15,6 +15,7 @@ from bento_kv.doctor.loop.judge import LoopJudgement, judge_loop
 from bento_kv.doctor.loop.reading import read_trace
 from bento_kv.runtime.graph import Cache, GraphOutput, cache_length
 from tests.doctor.toy import ToyDecoder
+from tests.mutants.loops import LOOPS
 
 Line = dict[str, Any]
 Ids = NDArray[np.int64]
@@ -283,3 +284,12 @@ def test_a_branch_that_is_never_turned_on_is_named_by_numbers_too() -> None:
     (finding,) = judged(lines, merged).findings
     assert (finding.id, finding.where) == ("past-not-fed", "step 1")
     assert "use_cache_branch" in finding.fix
+
+
+def test_a_fix_does_not_ask_for_what_the_trace_shows() -> None:
+    """A mask that is as long as it should be, and hides the past."""
+    loop = next(loop for loop in LOOPS if loop.name == "past masked, mask long enough")
+    (finding,) = judged(loop.make(TOY, PROMPTS[0], STEPS, "all")).findings
+    assert finding.id == "mask-too-short"
+    assert "ones" in finding.fix
+    assert "past length + tokens" not in finding.fix

@@ -177,6 +177,32 @@ def logits_of_first_token(model: onnx.ModelProto) -> None:
     model.graph.output[0].type.tensor_type.shape.dim[1].dim_value = 1
 
 
+def logits_times_zero(model: onnx.ModelProto) -> None:
+    """A head whose weights were lost."""
+    returned(model, "logits", lambda logits: node(model, "Mul", logits, constant(model, 0.0, np.float32)))
+
+
+def logits_of_a_bias(model: onnx.ModelProto) -> None:
+    """What is left of a head without its weights: one number a token of the vocabulary, whatever is fed."""
+    width = model.graph.output[0].type.tensor_type.shape.dim[2].dim_value
+    bias = constant(model, np.linspace(-1, 1, width), np.float32)
+    returned(
+        model,
+        "logits",
+        lambda logits: node(model, "Add", node(model, "Mul", logits, constant(model, 0.0, np.float32)), bias),
+    )
+
+
+def logits_averaged(model: onnx.ModelProto) -> None:
+    """A mean over the vocabulary where a shift by it was meant."""
+    axis = constant(model, [-1])
+
+    def mean(logits: str) -> str:
+        return node(model, "Expand", node(model, "ReduceMean", logits, axis), node(model, "Shape", logits))
+
+    returned(model, "logits", mean)
+
+
 def keys_stored_before_rotation(model: onnx.ModelProto) -> None:
     """Present keeps the keys as they were before rotation, and attention takes the past for rotated."""
     for join in joins(model)[::2]:

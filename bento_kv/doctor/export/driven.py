@@ -61,7 +61,8 @@ def not_a_number(output: GraphOutput) -> str:
 def check_logits_vary(probe: Probe) -> list[Finding]:
     """Logits differ from token to token, and among the tokens that may follow one."""
     logits = probe.full.logits[0]  # [tokens, vocab_size]
-    if not probe.differ(np.broadcast_to(logits[:1], logits.shape), logits):
+    other = probe.uncached((probe.ids + 1) % probe.vocab_size).logits[0]  # another token in each place
+    if not (probe.differ(np.broadcast_to(logits[:1], logits.shape), logits) or probe.differ(other, logits)):
         number = "all zeros" if not logits.any() else "the same numbers"
         explain = f"The logits of {len(logits)} different tokens are {number}: nothing that is fed reaches them."
     elif not probe.differ(np.broadcast_to(logits[:, :1], logits.shape), logits):

@@ -28,8 +28,8 @@ def load_failed(file: Path, reason: str, model: onnx.ModelProto) -> Finding:
     types = brief_types(model)
     kernel, operator = _NO_KERNEL.search(reason), _NO_OPERATOR.search(reason)
     if types:
-        of = f" for {kernel[1]}" if kernel else ""
-        why = f"The graph computes in {types}, which the runtime's CPU provider has no kernels{of} of."
+        of = f", none for {kernel[1]}" if kernel else ""
+        why = f"The graph computes in {types}, for which the runtime's CPU provider has hardly any kernels{of}."
         fix = f"Export in float32 or float16: {_anew(file)} does the former, behind the same inputs and outputs."
     elif kernel is not None:
         why = f"The runtime's CPU provider has no {kernel[1]} for the element types that the graph gives it."

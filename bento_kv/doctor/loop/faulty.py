@@ -152,18 +152,21 @@ def _rows(past: Cache, rows: list[int]) -> Cache:
 
 
 def _wrong_masks(padded: bool) -> Iterator[FaultyLoop]:
-    def fault(does: str, mask: Callable[[Held], NDArray[np.int64] | None]) -> FaultyLoop:
-        return FaultyLoop("mask-too-short", does, lambda held: Feeds(held.past, mask(held), held.positions))
+    seen = "put ones into `attention_mask` for all of the past that is no padding, not for the new tokens alone"
+
+    def fault(does: str, mask: Callable[[Held], NDArray[np.int64] | None], fix: str = seen) -> FaultyLoop:
+        return FaultyLoop("mask-too-short", does, lambda held: Feeds(held.past, mask(held), held.positions), fix)
 
     def ones(held: Held, past: int, value: int) -> NDArray[np.int64]:
         rows, width = held.positions.shape
         return np.concatenate((np.full((rows, past), value), np.ones((rows, width), np.int64)), axis=1)
 
     yield fault("masks the past, so that the new tokens see themselves only", lambda h: ones(h, h.step.past_length, 0))
-    yield fault("feeds a mask of the new tokens only", lambda held: ones(held, 0, 0))
+    yield fault("feeds a mask of the new tokens only", lambda held: ones(held, 0, 0), "")
     yield fault("masks what was decoded, so that only the prompt is seen", _prompt_only)
     if padded:
-        yield fault("does not mask the padding of the rows", lambda held: ones(held, held.step.past_length, 1))
+        hidden = "put zeros into `attention_mask` where the rows are padded, at every step"
+        yield fault("does not mask the padding of the rows", lambda held: ones(held, held.step.past_length, 1), hidden)
 
 
 def _prompt_only(held: Held) -> NDArray[np.int64]:
