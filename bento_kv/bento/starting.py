@@ -16,6 +16,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
+
 from bento_kv.disk import scratch
 from bento_kv.errors import BentoKVError, first_line
 
@@ -61,6 +63,8 @@ def starting() -> Iterator[None]:
 def _server() -> tuple[int | None, Path]:
     """The process that started this one to serve, if that is what it is, and where it is told of a fault."""
     number, _, told = os.environ.get(_SERVER, "").partition(":")
+    if number and not psutil.pid_exists(int(number)):
+        raise SystemExit("the server of this worker was killed before it had started")
     return (os.getppid() if number == str(os.getppid()) else None), Path(told)
 
 
