@@ -29,7 +29,14 @@ from bento_kv.contract.precision import CACHE_ELEMENTS, EXPORTED
     "--block-size", type=click.Choice(["16", "32", "64", "128", "256"]), help="int4: weights that share a scale [128]."
 )
 @click.option(
-    "--method", type=click.Choice(["search", "rtn"]), help="int4: search for scales, or round to nearest [search]."
+    "--method",
+    type=click.Choice(["gptq", "search", "rtn"]),
+    help="int4: round by what weights are multiplied with, search for scales, or round to nearest [search].",
+)
+@click.option(
+    "--calibration",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="int4 by gptq: UTF-8 text of the kind that the model is for; documentation of Python's library unless given.",
 )
 @click.option("--asymmetric", is_flag=True, default=None, help="int4: with zero points.")
 @click.option("--head-bits", type=click.Choice(["4", "8"]), help="int4: of the weights that make the logits [8].")

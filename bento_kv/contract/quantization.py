@@ -7,7 +7,8 @@ documentation.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -73,6 +74,18 @@ class BlockWeights:
         values *= self.scales[:, :, None]
         floats: NDArray[np.float32] = values.reshape(rows, -1)[:, : self.in_features]
         return floats
+
+
+def side_by_side(parts: Sequence[BlockWeights]) -> BlockWeights:
+    """One weight with the outputs of several, in their order. All have the same bits, blocks and inputs."""
+    first = parts[0]
+    zeros = [part.zero_points for part in parts if part.zero_points is not None]
+    return replace(
+        first,
+        packed=np.concatenate([part.packed for part in parts]),
+        scales=np.concatenate([part.scales for part in parts]),
+        zero_points=np.concatenate(zeros) if zeros else None,
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -18,16 +18,19 @@ from bento_kv.contract.files import DATA_FILE, MANIFEST_FILE, hash_files
 from bento_kv.contract.graph_io import TensorSpec
 from bento_kv.contract.manifest import Manifest, Source, padding_positions
 from bento_kv.contract.precision import CACHE_ELEMENTS, EXPORTED, KvCache, Precision
+from bento_kv.contract.quantization import BlockWeights
 from bento_kv.contract.rotation import Rotated
 from bento_kv.contract.versions import versions_of
 from bento_kv.disk import folder_beside, put, replace
 from bento_kv.errors import ExportError
+from bento_kv.export.calibrate import calibrated_blocks
+from bento_kv.export.calibration_text import calibration_sequences
 from bento_kv.export.forms import FORMS, chosen, quantized
 from bento_kv.export.graph import clean_up, optimize
 from bento_kv.export.graph.cache import quantize_cache
 from bento_kv.export.graph.grouped import group_queries
 from bento_kv.export.graph.origins import Origins
-from bento_kv.export.graph.weights import Quantization
+from bento_kv.export.graph.weights import Quantization, Quantize
 from bento_kv.export.kv_scales import cache_scales
 from bento_kv.export.model import Survey, fix_rotary, load_config, load_model, survey
 from bento_kv.export.storage import save
@@ -52,6 +55,7 @@ def export(
     kv_cache: str = "fp32",
     max_length: int | None = None,
     opset: int = DEFAULT_OPSET,
+    calibration: Path | None = None,
     force: bool = False,
     progress: Progress = lambda _: None,
 ) -> Manifest:
@@ -67,6 +71,8 @@ def export(
             to compute in prompts.
         max_length: positions of a slot; the model's own limit unless set.
         opset: of the graph's standard operators.
+        calibration: UTF-8 text of the kind that the model is for, with which `int4` weights are rounded by the method
+            `gptq`; documentation of Python's library unless given.
         force: replace what stands at `directory`.
         progress: told what is being done.
 
@@ -83,7 +89,7 @@ def export(
     read = _Read.of(source, progress)
     length = _length(read.source, read.facts, max_length)
     with _staged(directory, force=force) as staging:
-        made = _graphs(read, known, elements, how, length, opset, progress)
+        made = _graphs(read, known, elements, how, length, opset, calibration, progress)
         progress("writing weights")
         save(made.graphs, staging, DATA_FILE)
         write_companions(read.source, read.tokenizer, read.generation, staging)
@@ -159,6 +165,7 @@ def _graphs(
     how: Quantization,
     length: int,
     opset: int,
+    calibration: Path | None,
     progress: Progress,
 ) -> _Made:
     """Trace the model and make of it what is stored."""
@@ -172,11 +179,16 @@ def _graphs(
     if kv_cache == "int8":
         progress("finding the ranges of keys and values")
         quantize_cache(graph, cache_scales(model, read.tokenizer, length))
-    graphs, weights = quantized(graph, precision, how, origins, progress)
-    for each in graphs.values():
+
+    def calibrate(wanted: Mapping[str, Rotated], quantize: Quantize) -> dict[str, BlockWeights]:
+        return calibrated_blocks(model, calibration_sequences(read.tokenizer, length, calibration), wanted, quantize)
+
+    stored = quantized(graph, precision, how, origins, calibrate, progress)
+    passes["calibrate"] = stored.calibrated
+    for each in stored.graphs.values():
         passes["group_queries"] = group_queries(each)
         clean_up(each)
-    return _Made(graphs, weights, passes, origins.rotations_of(weights.values()))
+    return _Made(stored.graphs, stored.origins, passes, origins.rotations_of(stored.origins.values()))
 
 
 def _check_opset(opset: int) -> None:

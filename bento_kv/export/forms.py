@@ -13,7 +13,7 @@ from bento_kv.errors import ExportError
 from bento_kv.export.graph.origins import Origins
 from bento_kv.export.graph.projections import fold_transposes
 from bento_kv.export.graph.quantized import use_blocks, use_columns
-from bento_kv.export.graph.weights import Quantization, Weights
+from bento_kv.export.graph.weights import Calibrate, Quantization, Weights
 
 PREFILL_FILE = "prefill.onnx"
 
@@ -74,14 +74,37 @@ def chosen(precision: Precision, asked: Quantization | None) -> Quantization:
     raise ExportError(f"how weights are quantized can be chosen for precision {free}, not for {precision}{but}")
 
 
+@dataclass(frozen=True, slots=True)
+class Quantized:
+    """Graphs by file name, the one for prompts first.
+
+    Attributes:
+        origins: what quantized weights are made of, as the manifest has it.
+        calibrated: weights that were rounded with a look at their inputs.
+    """
+
+    graphs: dict[str, ir.Model]
+    origins: dict[str, tuple[str, ...]]
+    calibrated: int
+
+
 def quantized(
-    graph: ir.Model, precision: Precision, how: Quantization, origins: Origins, progress: Progress
-) -> tuple[dict[str, ir.Model], dict[str, tuple[str, ...]]]:
-    """The graphs of a precision by file name, the one for prompts first, and what their quantized weights are made of."""
+    graph: ir.Model,
+    precision: Precision,
+    how: Quantization,
+    origins: Origins,
+    calibrate: Calibrate,
+    progress: Progress,
+) -> Quantized:
+    """The graphs of a precision."""
     form = FORMS.get(precision)
     if form is None:
-        return {MODEL_FILE: graph}, {}
-    progress(f"quantizing to {precision}")
+        return Quantized({MODEL_FILE: graph}, {}, 0)
     fold_transposes(graph)
     weights = Weights.find(graph, origins)
-    return form.store(graph, weights, how), weights.origins
+    count = 0
+    if how.method == "gptq" and form.choices == _EVERYTHING:
+        progress("calibrating on text")
+        count = weights.calibrate(how, origins, calibrate)
+    progress(f"quantizing to {precision}")
+    return Quantized(form.store(graph, weights, how), weights.origins, count)

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
@@ -101,6 +102,32 @@ def quantize_columns(weight: Floats, *, reduce_range: bool = False) -> ColumnWei
 
     _in_pieces(rows, _PIECE // columns, work)
     return ColumnWeights(np.ascontiguousarray(values.T), scales)
+
+
+@dataclass(frozen=True, slots=True)
+class Grid:
+    """The values that one block of each row can take.
+
+    Attributes:
+        scale: `[N]`; negative where the largest magnitude is.
+        zero: `[N]`, what stands for 0.
+        top: the largest that is stored.
+    """
+
+    scale: Floats
+    zero: NDArray[np.uint8]
+    top: int
+
+    def round(self, values: Floats) -> tuple[NDArray[np.uint8], Floats]:
+        """What is stored for values `[N]`, and what that stands for."""
+        stored = np.clip(np.rint(values * _divided(1.0, self.scale)) + self.zero, 0, self.top)
+        return stored.astype(np.uint8), (stored - self.zero) * self.scale
+
+
+def block_grid(block: Floats, bits: int, *, symmetric: bool) -> Grid:
+    """The grid on which one block of each row, `[N, block_size]`, has the least squared error found."""
+    _, scale, zero = _Blocks(block, bits, symmetric=symmetric).search()
+    return Grid(scale, zero, 2**bits - 1)
 
 
 class _Blocks:

@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Literal
 
 import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
+from bento_kv.contract.quantization import BlockWeights, side_by_side
+from bento_kv.contract.rotation import Rotated
+from bento_kv.export.compensate import quantize_compensating
 from bento_kv.export.graph.nodes import array_of, chooses
 from bento_kv.export.graph.origins import Origins
-from bento_kv.export.quantize import Method, quantize_blocks, quantize_columns
+from bento_kv.export.quantize import quantize_blocks, quantize_columns
 
 _LEAST_WIDTH = 32
 _LEAST_BLOCK = 16
 COLUMN_BITS = 8
 
+Method = Literal["rtn", "search", "gptq"]
+
 Arrays = dict[str, NDArray[np.generic]]
+Quantize = Callable[[NDArray[np.float32], NDArray[np.float64]], BlockWeights]
+# From what to quantize, by a name for it, and how; by name, as far as it could be.
+Calibrate = Callable[[Mapping[str, Rotated], Quantize], dict[str, BlockWeights]]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,7 +37,8 @@ class Quantization:
         bits: of the layers' weights, 4 or 8.
         block_size: inputs that share a scale.
         symmetric: without zero points.
-        method: see `export.quantize`.
+        method: `gptq` rounds with a look at the inputs that some text gives, see `export.compensate`; `search` and `rtn`
+            need none, see `export.quantize`. What has no inputs to look at, such as experts, is searched.
         head_bits: of the weights that make the logits, and of the embedding where they are tied: 8, in columns, or 4, in
             blocks.
         edge_layers: so many of the first layers, and of the last, keep 8 bits, in columns: where a model is hurt most.
@@ -58,12 +68,14 @@ class Weights:
         head: name of the weight that makes the logits, if it is among them.
         tables: tables of embeddings that are not the head's weights: what each consists of; `floats` has them `[hidden,
             vocab_size]`.
+        calibrated: whole parameters, rotated or not, that were quantized by their inputs, by the names in `origins`.
     """
 
     floats: dict[str, NDArray[np.float32]]  # [K, N]
     origins: dict[str, tuple[str, ...]]
     head: str | None
     tables: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    calibrated: dict[str, BlockWeights] = field(default_factory=dict)
     _stored: dict[tuple[str, str], Arrays] = field(default_factory=dict)
 
     @classmethod
@@ -108,15 +120,41 @@ class Weights:
     def block_size(self, name: str, how: Quantization) -> int:
         """Inputs that share a scale: no more than there are, and whole blocks where an embedding may be looked up in them."""
         columns = len(self.floats[name])
-        size = how.block_size
-        while size > _LEAST_BLOCK and (size > columns or (name == self.head and columns % size)):
+        size = fitting_block(columns, how)
+        while size > _LEAST_BLOCK and name == self.head and columns % size:
             size //= 2
         return size
 
+    def calibrate(self, how: Quantization, origins: Origins, calibrate: Calibrate) -> int:
+        """Quantize by their inputs what goes into blocks. Returns the number of weights of which all parts could be."""
+        left_out = self.at_edges(how.edge_layers) | {self.head}
+        sought = [pieces for name, pieces in self.origins.items() if name not in left_out]
+        wanted = {
+            base: origins.rotations.get(base, Rotated(parameter=base))
+            for pieces in sought
+            for base in map(_base, pieces)
+        }
+
+        def quantize(weight: NDArray[np.float32], moments: NDArray[np.float64]) -> BlockWeights:
+            size = fitting_block(weight.shape[1], how)
+            return quantize_compensating(weight, moments, bits=how.bits, block_size=size, symmetric=how.symmetric)
+
+        self.calibrated = calibrate(wanted, quantize)
+        return sum(all(_base(piece) in self.calibrated for piece in pieces) for pieces in sought)
+
     def blocks(self, name: str, bits: int, how: Quantization) -> Arrays:
         """`q4` or `q8`, `scales` and, if there are any, `zero_points`, as MatMulNBits takes them."""
-        size = self.block_size(name, how)
+        size, pieces = self.block_size(name, how), self.origins.get(name, ())
+        known = [self._piece(piece) for piece in pieces if _base(piece) in self.calibrated]
+        if known and len(known) == len(pieces):
+            return self._once(name, f"q{bits}", lambda _: _arrays(side_by_side(known)))
         return self._once(name, f"q{bits}", lambda floats: _blocks(floats, bits, size, how))
+
+    def _piece(self, piece: str) -> BlockWeights:
+        """`name` or `name[first:last]` of what was calibrated."""
+        whole, part = self.calibrated[_base(piece)], piece.partition("[")[2].rstrip("]")
+        first, last = map(int, part.split(":")) if part else (0, whole.out_features)
+        return whole.rows(first, last)
 
     def columns(self, name: str, how: Quantization) -> Arrays:
         """`q8` `[N, K]` and `column_scales` `[N]`."""
@@ -128,6 +166,19 @@ class Weights:
         if key not in self._stored:
             self._stored[key] = make(self.floats[name])
         return self._stored[key]
+
+
+def fitting_block(columns: int, how: Quantization) -> int:
+    """Inputs that share a scale: no more than there are."""
+    size = how.block_size
+    while size > max(_LEAST_BLOCK, columns):
+        size //= 2
+    return size
+
+
+def _base(piece: str) -> str:
+    """The name in a piece of a weight."""
+    return piece.partition("[")[0]
 
 
 def _layer(parameter: str) -> int | None:
@@ -157,10 +208,13 @@ def lookups(model: ir.Model) -> list[ir.Node]:
 
 
 def _blocks(floats: NDArray[np.float32], bits: int, size: int, how: Quantization) -> Arrays:
-    made = quantize_blocks(
-        np.ascontiguousarray(floats.T), bits=bits, block_size=size, symmetric=how.symmetric, method=how.method
-    )
-    arrays: Arrays = {f"q{bits}": made.packed, "scales": made.scales}
+    method: Literal["rtn", "search"] = "rtn" if how.method == "rtn" else "search"
+    weight = np.ascontiguousarray(floats.T)
+    return _arrays(quantize_blocks(weight, bits=bits, block_size=size, symmetric=how.symmetric, method=method))
+
+
+def _arrays(made: BlockWeights) -> Arrays:
+    arrays: Arrays = {f"q{made.bits}": made.packed, "scales": made.scales}
     if made.zero_points is not None:
         arrays["zero_points"] = made.zero_points
     return arrays
