@@ -9,42 +9,52 @@ from __future__ import annotations
 
 import ctypes
 import errno
-import fcntl
 import os
 import re
 import secrets
 import shutil
 import stat
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
-_PART = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{16}\.bento_kv-part")
+from bento_kv.locks import lock
+
+_PART = re.compile(r"\.(?P<name>.+)\.[0-9a-f]{16}\.bento_kv-(?P<kind>part|old)")
+_TRIES = 10  # to make something that no other process takes for a leftover
+# A file that is a mount of its own takes no rename, nor does one in a folder that takes no new names.
+_NO_RENAME = (errno.EBUSY, errno.EACCES, errno.EROFS)
 _RENAME_EXCHANGE = 2  # <linux/fs.h>
 _AT_FDCWD = -100  # <fcntl.h>
 
 
 def is_part(name: str) -> bool:
-    """Whether a file or folder of that name is something unfinished of ours."""
+    """Whether a file or folder of that name is something unfinished of ours, or set aside for it."""
     return _PART.fullmatch(name) is not None
 
 
 def write_whole(path: Path, content: bytes) -> None:
     """Write a file; who reads meanwhile sees the old content or the new one. A link stays one, and leads to the new content.
 
-    What is not a file, such as a terminal or a pipe, is written to as it is.
+    It keeps its mode, and its owner where that may be set. What is not a file, such as a terminal or a pipe, is written
+    to as it is, and so is a file whose place no other can take.
 
     Raises:
-        OSError: it cannot be written; what was there before is there still.
+        OSError: it cannot be written; what was there before is there still, unless no other can take its place.
     """
     if path.exists() and not path.is_file():
         path.write_bytes(content)
         return
-    with beside(path.resolve()) as part:
-        part.write_bytes(content)
-        replace(part, path.resolve())
+    try:
+        with beside(path.resolve()) as part:
+            part.write_bytes(content)
+            replace(part, path.resolve())
+    except OSError as error:
+        if error.errno not in _NO_RENAME or not path.is_file():
+            raise
+        path.write_bytes(content)
 
 
 @contextmanager
@@ -57,6 +67,7 @@ def beside(target: Path) -> Iterator[Path]:
     clean(target.parent, target.name)
     part, held = _claimed(target.parent, target.name, _open_file)
     try:
+        _own_alike(held, target)
         yield part
     finally:
         part.unlink(missing_ok=True)
@@ -96,31 +107,38 @@ def _folder(parent: Path, name: str, mode: int) -> Iterator[Path]:
         os.close(held)
 
 
-def _claimed(parent: Path, name: str, make: Callable[[Path], int]) -> tuple[Path, int]:
+def _claimed(parent: Path, name: str, make: Callable[[Path], int], kind: str = "part") -> tuple[Path, int]:
     """Something new, locked. Between its making and its lock another process may have taken it for a leftover."""
-    if not parent.is_dir():
-        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(parent))
-    while True:
-        part = _part(parent, name)
+    for _ in range(_TRIES):
+        if not parent.is_dir():
+            break
+        part = parent / f".{name}.{secrets.token_hex(8)}.bento_kv-{kind}"
         with suppress(FileNotFoundError):
             held = make(part)
-            _lock(held, wait=True)
+            lock(held, wait=True)
             if part.exists():
                 return part, held
             os.close(held)
+    raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(parent))
 
 
 def _open_file(part: Path) -> int:
     return os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
 
 
+def _own_alike(file: int, target: Path) -> None:
+    """Mode and owner of what a file is to replace, before anything that only its readers may see is in it."""
+    with suppress(FileNotFoundError):
+        found = target.stat()
+        with suppress(PermissionError):
+            os.fchown(file, found.st_uid, found.st_gid)
+        with suppress(PermissionError):
+            os.fchmod(file, stat.S_IMODE(found.st_mode))
+
+
 def _open_folder(part: Path, *, mode: int) -> int:
     part.mkdir(mode)
     return os.open(part, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-
-
-def _part(parent: Path, name: str) -> Path:
-    return parent / f".{name}.{secrets.token_hex(8)}.bento_kv-part"
 
 
 def replace(part: Path, target: Path) -> None:
@@ -136,11 +154,55 @@ def replace(part: Path, target: Path) -> None:
     if not target.is_dir():
         os.replace(part, target)
     elif not _exchange(part, target):
-        old = _part(target.parent, target.name)
-        target.rename(old)
-        part.rename(target)
-        shutil.rmtree(old, ignore_errors=True)
+        with _set_aside(target):
+            part.rename(target)
     _sync_names(target.parent)
+
+
+def replace_together(folder: Path, target: Path, belonging: Sequence[Path]) -> None:
+    """Let a file in a folder that was written beside, and those that belong to it, take the places of old ones.
+
+    There is no target for an instant, so that the old one is never found beside what belongs to the new one, nor the new
+    one beside what belongs to the old one.
+
+    Args:
+        folder: has files of the same names; of those that belong to the target, none or some.
+        target: the file without which the others are of no use.
+        belonging: beside the target; an old one that no new one replaces is removed.
+
+    Raises:
+        OSError: they cannot.
+    """
+    _sync(folder)
+    with _set_aside(target, *belonging):
+        for place in (*belonging, target):
+            if (folder / place.name).exists():
+                os.replace(folder / place.name, place)
+    _sync_names(target.parent)
+
+
+@contextmanager
+def _set_aside(target: Path, *belonging: Path) -> Iterator[None]:
+    """Out of the way, for something else to take the target's place, last of all; back again if nothing does."""
+    aside, held = _claimed(target.parent, target.name, partial(_open_folder, mode=0o700), "old")
+    try:
+        for path in (target, *belonging):
+            if path.exists() or path.is_symlink():
+                path.rename(aside / path.name)
+        yield
+    finally:
+        with suppress(OSError):
+            _settle(aside, target)
+        os.close(held)
+
+
+def _settle(aside: Path, target: Path) -> None:
+    """Put back what was set aside if nothing took the target's place, the target last; else it is of no more use."""
+    if not (target.exists() or target.is_symlink()):
+        for entry in sorted(aside.iterdir(), key=lambda entry: entry.name == target.name):
+            os.replace(entry, target.with_name(entry.name))
+        _sync_names(target.parent)
+    shutil.rmtree(aside)
 
 
 def put(folder: Path, target: Path) -> None:
@@ -190,7 +252,7 @@ def _sync_one(path: Path) -> None:
 
 
 def clean(parent: Path, name: str | None = None) -> None:
-    """Remove what killed processes of this user left in a folder.
+    """Remove what killed processes of this user left in a folder, and put back what they had set aside.
 
     Args:
         parent: where to look; if it cannot be read, nothing is done.
@@ -200,7 +262,7 @@ def clean(parent: Path, name: str | None = None) -> None:
         for entry in os.listdir(parent):
             found = _PART.fullmatch(entry)
             if found and name in (None, found["name"]):
-                _remove_leftover(parent / entry)
+                _end_leftover(parent / entry, None if found["kind"] == "part" else parent / found["name"])
 
 
 def clean_scratch() -> None:
@@ -208,49 +270,17 @@ def clean_scratch() -> None:
     clean(Path(tempfile.gettempdir()))
 
 
-def _remove_leftover(path: Path) -> None:
-    """Unless its process lives, or it is another user's."""
+def _end_leftover(path: Path, replaced: Path | None) -> None:
+    """Unless its process lives, or it is another user's; `replaced` is what it was set aside for."""
     with suppress(OSError):
         file = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         try:
             found = os.fstat(file)
-            if found.st_uid != os.geteuid() or not _lock(file, wait=False):
+            if found.st_uid != os.geteuid() or not lock(file, wait=False):
                 return
             if stat.S_ISDIR(found.st_mode):
-                shutil.rmtree(path)
+                shutil.rmtree(path) if replaced is None else _settle(path, replaced)
             elif stat.S_ISREG(found.st_mode):
                 path.unlink()
         finally:
             os.close(file)
-
-
-def _lock(file: int, *, wait: bool) -> bool:
-    """Whether the lock is ours now. Where the file system has no locks nobody gets one, and nothing is a leftover."""
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-    except OSError:
-        return False
-    return True
-
-
-@contextmanager
-def alone(file: Path, waiting: Callable[[], None]) -> Iterator[None]:
-    """Hold a lock among processes for as long as this lasts; whoever is killed holds it no longer.
-
-    Args:
-        file: of the lock, made if need be; where none can be made, nobody is kept out.
-        waiting: called once, if another process holds it.
-    """
-    try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        held = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
-    except OSError:
-        yield
-        return
-    try:
-        if not _lock(held, wait=False):
-            waiting()
-            _lock(held, wait=True)
-        yield
-    finally:
-        os.close(held)

@@ -14,8 +14,9 @@ from bentoml.exceptions import BentoMLException
 
 from bento_kv.contract.files import copy_files
 from bento_kv.contract.verification import check_proof
-from bento_kv.disk import alone, clean, folder_beside, put, write_whole
+from bento_kv.disk import clean, folder_beside, put, write_whole
 from bento_kv.errors import SourceError, first_line
+from bento_kv.locks import alone
 
 MODULE = "bento_kv"
 _MODEL_YAML = "model.yaml"

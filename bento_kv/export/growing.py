@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import io
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,8 @@ from torch import nn
 from transformers import DynamicCache
 from transformers.utils import logging as transformers_logging
 
-from bento_kv.disk import folder_beside, replace
 from bento_kv.errors import ExportError, UnsupportedArchitecture, first_line
+from bento_kv.export.files import data_beside, staged
 from bento_kv.export.graph import clean_up
 from bento_kv.export.growing_check import Geometry, IoNames, check_growing
 from bento_kv.export.growing_graph import name_interface, widen_bfloat16
@@ -83,11 +83,11 @@ def export_growing(
     progress(f"tracing {type(model).__name__}, {len(layers)} layers")
     step = _GrowingStep(model, positions=positions and _takes_positions(model), mask=mask)
     graph = _trace(step, layers, names, opset or DEFAULT_OPSET)
-    with _staged(file) as staged:
+    with staged(file) as target:
         progress("writing weights")
-        _save(graph, staged, external_data)
+        _save(graph, target, external_data)
         progress("running it against the model")
-        check_growing(staged, model, layers, names)
+        check_growing(target, model, layers, names)
 
 
 @torch.no_grad()
@@ -216,21 +216,6 @@ def _save(model: ir.Model, file: Path, external: bool | None) -> None:
     size = sum(value.const_value.nbytes for value in model.graph.initializers.values() if value.const_value is not None)
     beside = external if external is not None else size > _INLINE
     try:
-        ir.save(model, file, external_data=f"{file.name}.data" if beside else None)
+        ir.save(model, file, external_data=data_beside(file).name if beside else None)
     except OSError as error:
         raise ExportError(f"{file.name} cannot be written: {error.strerror or error}") from error
-
-
-@contextlib.contextmanager
-def _staged(file: Path) -> Iterator[Path]:
-    """A file of the same name in a folder beside; it and its data take their places if all goes well."""
-    try:
-        with folder_beside(file) as folder:
-            yield folder / file.name
-            parts = sorted(folder.iterdir(), reverse=True)  # the data first: the graph is of no use without
-            if len(parts) > 1:
-                file.unlink(missing_ok=True)  # and none may be found beside the data of another
-            for part in parts:
-                replace(part, file.with_name(part.name))
-    except OSError as error:
-        raise ExportError(f"{file} cannot be written: {error.strerror or error}") from error

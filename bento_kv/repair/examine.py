@@ -10,8 +10,9 @@ from bento_kv.doctor.export.judge import judge_export, judge_first
 from bento_kv.doctor.export.loading import Opened, open_graphs
 from bento_kv.doctor.records import Finding
 from bento_kv.errors import DecoderError
+from bento_kv.export.files import data_beside
 from bento_kv.repair.axes import Axes
-from bento_kv.repair.files import data_beside, read, write
+from bento_kv.repair.files import read, write
 from bento_kv.repair.weights import carry_weights, find_weights
 from bento_kv.runtime.growing import FIRST, WITH_PAST
 

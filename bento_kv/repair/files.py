@@ -1,17 +1,15 @@
-"""Reading and writing: what may not be overwritten, and all or nothing."""
+"""Reading and writing, and what may not be overwritten."""
 
 from __future__ import annotations
 
-import errno
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 
 import onnx_ir as ir
 from google.protobuf.message import DecodeError
 
-from bento_kv.disk import folder_beside, replace
 from bento_kv.errors import DecoderError, ExportError, first_line
+from bento_kv.export.files import data_beside
 from bento_kv.repair.weights import external_values, lift_external_constants
 
 
@@ -52,11 +50,6 @@ def write(model: ir.Model, file: Path) -> None:
         raise ExportError(f"{file.name} is too large for one file: {error}") from error
 
 
-def data_beside(file: Path) -> Path:
-    """Where the weights of a graph lie that are not in its own file."""
-    return file.with_name(f"{file.name}.data")
-
-
 def check_paths(file: Path, output: Path, *, force: bool) -> None:
     """Refuse what would overwrite the input, or anything else without `force`.
 
@@ -86,33 +79,3 @@ def _same(one: Path, other: Path) -> bool:
     if one.resolve() == other.resolve():
         return True
     return one.exists() and other.exists() and one.samefile(other)
-
-
-@contextmanager
-def staged(output: Path) -> Iterator[Path]:
-    """A file of the output's name in a folder beside it; what is there at the end takes its place.
-
-    Raises:
-        ExportError: it cannot be written.
-    """
-    try:
-        with folder_beside(output) as folder:
-            target = folder / output.name
-            yield target
-            if target.exists():
-                _take_place(target, output)
-    except OSError as error:
-        reason = "the disk is full" if error.errno == errno.ENOSPC else error.strerror or str(error)
-        raise ExportError(f"{output} cannot be written: {reason}") from error
-
-
-def _take_place(target: Path, output: Path) -> None:
-    """The weights first: a graph is of no use without them, and never to be found beside those of another."""
-    data, old = data_beside(target), data_beside(output)
-    has_data = data.exists()
-    if has_data:
-        output.unlink(missing_ok=True)
-        replace(data, old)
-    replace(target, output)
-    if not has_data and old.exists():
-        old.unlink()  # of the file that was replaced

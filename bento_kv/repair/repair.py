@@ -10,9 +10,10 @@ import onnx_ir as ir
 from bento_kv.doctor.export.unloadable import load_failed
 from bento_kv.doctor.records import Finding
 from bento_kv.errors import BentoKVError, DecoderError, GraphLimitError
+from bento_kv.export.files import data_beside, staged
 from bento_kv.repair.axes import Axes, name_axes
 from bento_kv.repair.examine import examine, open_written
-from bento_kv.repair.files import check_paths, data_beside, read, staged, write
+from bento_kv.repair.files import check_paths, read, write
 from bento_kv.repair.interface import interface_of
 from bento_kv.repair.names import normalize
 from bento_kv.repair.pairs import cast_presents, pair_up
