@@ -150,7 +150,7 @@ def replace(part: Path, target: Path) -> None:
     Raises:
         OSError: it cannot.
     """
-    _sync(part)
+    sync(part)
     if not target.is_dir():
         os.replace(part, target)
     elif not _exchange(part, target):
@@ -173,7 +173,7 @@ def replace_together(folder: Path, target: Path, belonging: Sequence[Path]) -> N
     Raises:
         OSError: they cannot.
     """
-    _sync(folder)
+    sync(folder)
     with _set_aside(target, *belonging):
         for place in (*belonging, target):
             if (folder / place.name).exists():
@@ -212,7 +212,7 @@ def put(folder: Path, target: Path) -> None:
         FileExistsError: something stands there by now.
         OSError: it cannot.
     """
-    _sync(folder)
+    sync(folder)
     try:
         folder.rename(target)
     except OSError as error:
@@ -230,11 +230,11 @@ def _exchange(one: Path, other: Path) -> bool:
     return bool(call(_AT_FDCWD, os.fsencode(one), _AT_FDCWD, os.fsencode(other), _RENAME_EXCHANGE) == 0)
 
 
-def _sync(path: Path) -> None:
-    """A file, or a folder with all that is in it."""
+def sync(path: Path) -> None:
+    """Have a file, or a folder with all that is in it, safe on the disk."""
     if path.is_dir():
         for entry in path.iterdir():
-            _sync(entry)
+            sync(entry)
     _sync_one(path)
 
 

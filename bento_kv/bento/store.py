@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -14,7 +16,7 @@ from bentoml.exceptions import BentoMLException
 
 from bento_kv.contract.files import copy_files
 from bento_kv.contract.verification import check_proof
-from bento_kv.disk import clean, folder_beside, put, write_whole
+from bento_kv.disk import clean, folder_beside, put, sync, write_whole
 from bento_kv.errors import SourceError, first_line
 from bento_kv.locks import alone
 
@@ -56,7 +58,7 @@ def save_model(name: str, directory: str | Path, *, metadata: Mapping[str, str |
     }
     try:
         tag = _new_tag(name)
-        with _refusing_to_write(), folder_beside(_store()) as staging:
+        with _refusing_to_write(), folder_beside(_beside_store()) as staging:
             copy_files(path, manifest.files, staging)
             _write_model_yaml(staging, tag, facts)
             _enter(staging, tag)
@@ -82,6 +84,12 @@ def _store() -> Path:
     from bentoml._internal.configuration.containers import BentoMLContainer
 
     return Path(BentoMLContainer.model_store.get()._path)
+
+
+def _beside_store() -> Path:
+    """The store under the name beside which versions are made: on its own file system, if it is a link and may be."""
+    real = _store().resolve()
+    return real if os.access(real.parent, os.W_OK) else _store()
 
 
 def _new_tag(name: str) -> bentoml.Tag:
@@ -114,8 +122,25 @@ def _enter(staging: Path, tag: bentoml.Tag) -> None:
     """
     place = _store() / tag.path()
     place.parent.mkdir(parents=True, exist_ok=True)
-    put(staging, place)
+    try:
+        put(staging, place)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        _copy(staging, place)
     write_whole(_store() / tag.latest_path(), str(tag.version).encode())
+
+
+def _copy(staging: Path, place: Path) -> None:
+    """To a store that is a file system of its own, where there is no room beside it; `model.yaml`, which makes it one, last."""
+    place.mkdir()
+    try:
+        shutil.copytree(staging, place, ignore=shutil.ignore_patterns(_MODEL_YAML), dirs_exist_ok=True)
+        sync(place)
+        write_whole(place / _MODEL_YAML, (staging / _MODEL_YAML).read_bytes())
+    except BaseException:
+        shutil.rmtree(place, ignore_errors=True)
+        raise
 
 
 def get(tag: str | bentoml.Tag) -> bentoml.Model:
@@ -163,7 +188,8 @@ def clean_store(name: str) -> None:
 
     A version that has no `model.yaml` is none to BentoML, whose own commands fail at it.
     """
-    clean(_store().parent, _store().name)
+    for store in {_store(), _store().resolve()}:
+        clean(store.parent, store.name)
     clean(_store() / name)
     for folder in _folders(name):
         if not (folder / _MODEL_YAML).exists() and time.time() - _last_change(folder) > _ABANDONED_SECONDS:

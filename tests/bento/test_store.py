@@ -13,7 +13,7 @@ import bentoml
 import pytest
 
 import bento_kv
-from bento_kv.bento.store import _store, clean_store, locate, versions
+from bento_kv.bento.store import _beside_store, _store, clean_store, locate, versions
 from bento_kv.contract.verification import check_proof
 from bento_kv.disk import is_part
 from bento_kv.errors import BentoKVError, IntegrityError, ManifestError, SourceError, VerificationError
@@ -234,3 +234,39 @@ def test_two_processes_that_save_the_same_each_have_a_whole_version(tiny_decoder
     assert len(versions("tiny-at-once")) == 4
     for model in saved:
         check_proof(Path(model.path))
+
+
+def test_a_store_that_is_a_file_system_of_its_own(tiny_decoder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def another_device(*_: object) -> None:
+        raise OSError(18, "Invalid cross-device link")
+
+    monkeypatch.setattr("bento_kv.bento.store.put", another_device)
+    saved = bento_kv.save_model("tiny-mounted:one", tiny_decoder)
+    check_proof(Path(saved.path))
+    assert (Path(saved.path) / "model.yaml").is_file()
+    with pytest.raises(SourceError, match="exists already"):
+        bento_kv.save_model("tiny-mounted:one", tiny_decoder)
+    check_proof(Path(bento_kv.get("tiny-mounted").path))
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("shutil.copytree", full)
+    with pytest.raises(SourceError, match="No space"):
+        bento_kv.save_model("tiny-mounted:two", tiny_decoder)
+    assert _names_in_the_store("tiny-mounted") == ["latest", "one"]
+
+
+def test_a_store_that_is_a_link_is_staged_where_it_leads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real, link = tmp_path / "disk" / "models", tmp_path / "models"
+    real.mkdir(parents=True)
+    link.symlink_to(real)
+    monkeypatch.setattr("bento_kv.bento.store._store", lambda: link)
+    assert _beside_store() == real
+    left = [path.parent / f".models.{'0' * 16}.bento_kv-part" for path in (real, link)]
+    for path in left:
+        path.mkdir()
+    clean_store("any")
+    assert not any(path.exists() for path in left)
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    assert _beside_store() == link
