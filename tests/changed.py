@@ -23,6 +23,8 @@ COVERED: dict[str, tuple[str, ...]] = {
     "tests/mutants": ("bento_kv/doctor", *_MADE_BY, *_RUN_BY),
     "tests/packaging": ("bento_kv/bento", "bento_kv/cli", "bento_kv/__init__.py"),
     "tests/recipes": ("bento_kv/demo", "recipes", *_MADE_BY, *_RUN_BY),
+    "tests/server": ("bento_kv/engine", "bento_kv/server"),
+    "tests/text": ("bento_kv/text",),
 }
 
 
