@@ -108,6 +108,8 @@ class ModelSource:
         """
         if self.name != self.id:
             write_whole(directory / ORIGIN_FILE, f"{self.id}\n".encode())
+        else:
+            (directory / ORIGIN_FILE).unlink(missing_ok=True)  # of another source, adopted before
 
     def weight_files(self) -> list[Path]:
         """The files that hold the weights; safetensors where both forms are there, as transformers does."""
