@@ -6,6 +6,7 @@ import os
 import random
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -19,6 +20,7 @@ from bento_kv.bento.store import _store, save_model, versions
 from bento_kv.contract.verification import check_proof
 from bento_kv.export.exporter import export
 from tests import decoders
+from tests.e2e.server import ROOT, serving
 
 KILLS = int(os.environ.get("BENTO_KV_KILLS", "3"))  # a run by hand may take more
 pytestmark = pytest.mark.slow
@@ -90,3 +92,59 @@ def test_exports(force: bool, tmp_path: Path) -> None:
     export(source, target, force=True)
     check()
     assert not left_in(tmp_path)
+
+
+def _bentoml(*arguments: str, home: Path, killed_after: float | None = None, log: Path) -> int | None:
+    """Run bentoml in a store of its own; its exit status, or None if it was killed before its end."""
+    environment = {**os.environ, "BENTOML_HOME": str(home), "TMPDIR": str(home / "tmp")}
+    (home / "tmp").mkdir(parents=True, exist_ok=True)
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            [str(Path(sys.executable).parent / "bentoml"), *arguments],
+            cwd=ROOT,
+            env=environment,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+        )
+        try:
+            return process.wait(600 if killed_after is None else killed_after)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            return None
+
+
+def test_builds(tmp_path: Path) -> None:
+    """Each from a store in which the ones before left what they left."""
+    chance, log, home = random.Random(2), tmp_path / "log", tmp_path / "home"
+    source = decoders.source(num_hidden_layers=1)
+    command = ("build", "--arg", f"model={source}")
+    whole = seconds_of(lambda: _bentoml(*command, home=tmp_path / "other", log=log))
+    for _ in range(KILLS):
+        _bentoml(*command, home=home, killed_after=chance.uniform(0, whole), log=log)
+    assert _bentoml(*command, home=home, log=log) == 0, log.read_text()[-3000:]
+    for listed in ("models", "list"), ("list",):
+        assert _bentoml(*listed, home=home, log=log) == 0, log.read_text()[-3000:]
+    assert not left_in(home, *(home / "models").iterdir(), home / "tmp")
+
+
+def test_serves(tmp_path: Path) -> None:
+    """Killed while they export, store and serve: the next one serves."""
+    chance, home = random.Random(3), tmp_path / "home"
+    arguments = ("service:LanguageModel", "--arg", f"model={decoders.source(num_hidden_layers=1)}")
+
+    def starts(home: Path) -> None:
+        (home / "tmp").mkdir(parents=True, exist_ok=True)
+        environment = {"BENTOML_HOME": str(home), "TMPDIR": str(home / "tmp")}
+        with serving(*arguments, log=tmp_path / "log", environment=environment):
+            pass
+
+    whole = seconds_of(lambda: starts(tmp_path / "other"))
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    command = ("serve", *arguments, "--host", "127.0.0.1", "--port", port)
+    for _ in range(KILLS):
+        assert _bentoml(*command, home=home, killed_after=chance.uniform(0, whole), log=tmp_path / "killed") is None
+    starts(home)
+    assert not left_in(home, *(home / "models").iterdir(), home / "tmp")
