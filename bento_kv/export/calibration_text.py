@@ -17,8 +17,8 @@ _SHORTEST = 32
 _MODULES = (
     "argparse", "asyncio", "calendar", "collections", "configparser", "csv", "datetime", "decimal", "difflib",
     "email.message", "fractions", "functools", "heapq", "http.client", "imaplib", "inspect", "ipaddress", "json",
-    "locale", "logging", "mailbox", "optparse", "os", "pathlib", "pickle", "random", "shutil", "sqlite3",
-    "statistics", "string", "subprocess", "tarfile", "textwrap", "threading", "turtle", "typing", "unittest",
+    "locale", "logging", "mailbox", "optparse", "os", "pathlib", "pickle", "random", "shutil", "statistics",
+    "string", "subprocess", "tarfile", "textwrap", "threading", "typing", "unittest",
     "urllib.request", "uuid", "zipfile",
 )  # fmt: skip
 
@@ -39,7 +39,8 @@ def calibration_sequences(tokenizer: Any, max_length: int, file: Path | None = N
     begin = [tokenizer.bos_token_id] if tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id else []
     ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
     if len(ids) < _SHORTEST:
-        raise ExportError(f"{file} has {len(ids)} tokens, too few to calibrate on; give some thousands of words")
+        what = file or "Python's documentation (is it run with -OO?)"
+        raise ExportError(f"{what} has {len(ids)} tokens, too few to calibrate on; give some thousands of words")
     room = min(length - len(begin), len(ids))
     found = [[*begin, *ids[at : at + room]] for at in range(0, len(ids) - room + 1, room)]
     step = max(1, len(found) // SEQUENCES)  # from all of the text

@@ -83,6 +83,8 @@ def export(
     known = _one_of("precision", precision, EXPORTED)
     elements = _one_of("kv_cache", kv_cache, tuple(CACHE_ELEMENTS))
     how = chosen(known, quantization)
+    if calibration is not None and not (known == "int4" and how.method == "gptq"):
+        raise ExportError("a text to calibrate on goes with `--precision int4 --method gptq`; no other method reads it")
     _check_opset(opset)
     check_target(directory, force=force)
     progress(f"reading {source}")

@@ -17,6 +17,7 @@ from bento_kv.errors import ExportError
 from bento_kv.export.calibrate import calibrated_blocks
 from bento_kv.export.calibration_text import SEQUENCES, calibration_sequences
 from bento_kv.export.compensate import quantize_compensating
+from bento_kv.export.exporter import export
 from bento_kv.export.graph.weights import Quantization
 from bento_kv.export.quantize import quantize_blocks
 from tests import decoders
@@ -139,3 +140,9 @@ def test_a_text_that_does_not_do_is_named(content: bytes, told: str, tmp_path: P
     path.write_bytes(content)
     with pytest.raises(ExportError, match=rf"text\.txt.*{told}"):
         calibration_sequences(AutoTokenizer.from_pretrained(decoders.source("llama")), 2048, path)
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8", "int4"])
+def test_a_text_that_nothing_reads_is_refused(precision: str, tmp_path: Path) -> None:
+    with pytest.raises(ExportError, match="--method gptq"):
+        export("demo", tmp_path / "d", precision=precision, calibration=Path(__file__))
