@@ -123,7 +123,7 @@ class LanguageModel:
     async def _encode(self, prompt: str) -> list[int]:
         """The prompt's token ids, within the bounds of what is prepared at once."""
         encode = partial(self.runnable.tokenizer.encode_prompt, prompt, room=self.runnable.max_length - 1)
-        return await preparations.run(encode, size=len(prompt), client=current_caller.get().client)
+        return await preparations.run(encode, size=len(prompt.encode()), client=current_caller.get().client)
 
     @bentoml.on_shutdown
     def close(self) -> None:

@@ -47,10 +47,12 @@ class Backlog:
         self._size = 0
 
     def add(self, output: StepOutput) -> bool:
-        """Count an event that waits from now on; False if that is more than may wait."""
+        """Count an event that waits from now on; False if that is more than may wait. Requests of nobody in particular do
+        not count together."""
         self._size += weight(output)
         total = self._books.count(self._client, weight(output))
-        return self._size <= (UNREAD_LIMIT if total <= CLIENT_LIMIT else UNREAD_LIMIT // _SHARE)
+        shared = self._client is not None and total > CLIENT_LIMIT
+        return self._size <= (UNREAD_LIMIT // _SHARE if shared else UNREAD_LIMIT)
 
     def remove(self, output: StepOutput) -> None:
         """It waits no more."""

@@ -67,7 +67,9 @@ class Engine:
             speculation=config.speculation,
         )
         self._places = Places(slots, slots + config.max_queue)
-        self._scheduler = scheduler_for(decoder, config, slots, kv_tokens)
+        self._scheduler = scheduler_for(
+            decoder, config, slots=slots, kv_tokens=kv_tokens, max_length=self._limits.max_length
+        )
         self._telemetry = Telemetry(
             NullObserver() if observer is None else observer, recorders, prefix_cache=self._scheduler.cache.reuse
         )

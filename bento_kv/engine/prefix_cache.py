@@ -59,6 +59,7 @@ class PrefixCache:
         exact: see above.
         reuse: False keeps nothing.
         saved_tokens: positions that copies beyond the slots may take; whatever `kv_tokens` leaves if None.
+        longest: positions that a request may take; all of a slot if None.
     """
 
     def __init__(
@@ -70,6 +71,7 @@ class PrefixCache:
         exact: Exactness,
         reuse: bool = True,
         saved_tokens: int | None = None,
+        longest: int | None = None,
     ) -> None:
         self.slots = slots
         self.kv_tokens = kv_tokens
@@ -77,6 +79,7 @@ class PrefixCache:
         self.paused = 0  # positions of copies for who is to have a slot again
         self.cached = 0  # positions of entries that nobody runs on, in slots and beyond
         self._saved = 0  # of these, beyond
+        self._longest = decoder.max_length if longest is None else longest
         self._decoder = decoder
         self._spare = 2 if exact == "batch" else 1
         self.reuse = reuse
@@ -144,7 +147,12 @@ class PrefixCache:
             self._give_up(entry)
 
     def pause(self, slot: int, length: int) -> SavedCache | None:
-        """Take a slot back, and keep a copy of its first positions; None, and nothing else, if there is no memory for it."""
+        """Take a slot back, and keep a copy of its first positions; None, and nothing else, if there is no memory for it.
+
+        Copies leave room for the longest request: else one could wait for memory that only copies have, which wait behind it.
+        """
+        if self.paused + length + self._longest > self.kv_tokens:
+            return None
         try:
             copy = self._decoder.save(slot, length)
         except MemoryError:

@@ -272,7 +272,7 @@ def _slot(sequence: SequenceState) -> int:
     return sequence.slot
 
 
-def scheduler_for(decoder: Decoder, config: EngineConfig, slots: int, kv_tokens: int) -> Scheduler:
+def scheduler_for(decoder: Decoder, config: EngineConfig, *, slots: int, kv_tokens: int, max_length: int) -> Scheduler:
     """The scheduler of an engine.
 
     Args:
@@ -280,6 +280,7 @@ def scheduler_for(decoder: Decoder, config: EngineConfig, slots: int, kv_tokens:
         config: budgets and modes.
         slots: rows of the KV cache.
         kv_tokens: positions of the KV cache that there is memory for.
+        max_length: positions that a request may take.
     """
     cache = PrefixCache(
         decoder,
@@ -289,6 +290,7 @@ def scheduler_for(decoder: Decoder, config: EngineConfig, slots: int, kv_tokens:
         # Where the bits depend on the chunks, a prompt behind a cached prefix would not be what it is alone.
         reuse=config.prefix_cache and decoder.chunk_exact,
         saved_tokens=config.prefix_cache_tokens,
+        longest=max_length,
     )
     return Scheduler(
         cache,

@@ -108,7 +108,7 @@ class Preparations:
         return working.result()
 
     async def _counted(self, work: Coroutine[Any, Any, T], size: int, client: str) -> T:
-        with self._room(size, client), contextlib.closing(work):
+        with contextlib.closing(work), self._room(size, client):
             return await work
 
     @contextmanager

@@ -60,6 +60,8 @@ class Renderer:
                 self._forget()
 
     def _running(self) -> subprocess.Popen[bytes]:
+        if self._process is not None and self._owner == os.getpid() and self._process.poll() is not None:
+            self._forget()  # others ended it while it had nothing to do
         if self._process is None or self._owner != os.getpid():
             environment = {name: os.environ[name] for name in _ENVIRONMENT if name in os.environ}
             try:

@@ -196,7 +196,7 @@ def test_defaults_that_are_no_numbers(tiny_decoder: Path) -> None:
 
 def test_defaults_that_cannot_be_read(tiny_decoder: Path) -> None:
     (tiny_decoder / "generation_config.json").write_text("{")
-    with pytest.raises(ManifestError, match=r"generation_config\.json cannot be read"):
+    with pytest.raises(ManifestError, match=r"generation_config\.json is not JSON.*copy it again"):
         read_defaults(tiny_decoder, Manifest.read(tiny_decoder))
 
 

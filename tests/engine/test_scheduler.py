@@ -22,9 +22,10 @@ def make_scheduler(
     chunked: bool = True,
     kv_tokens: int = 10**6,
     priority_places: int = 4,
+    longest: int | None = None,
 ) -> Scheduler:
     decoder = FakeDecoder(slots=slots, max_length=MAX_LENGTH, exact=exact)
-    cache = PrefixCache(decoder, slots=slots, kv_tokens=kv_tokens, exact=exact, reuse=False)
+    cache = PrefixCache(decoder, slots=slots, kv_tokens=kv_tokens, exact=exact, reuse=False, longest=longest)
     return Scheduler(
         cache,
         prefill_tokens=prefill_tokens,

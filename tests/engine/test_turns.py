@@ -13,6 +13,7 @@ from bento_kv.engine.config import EngineConfig
 from bento_kv.engine.engine import Engine
 from bento_kv.engine.scheduler import Scheduler
 from bento_kv.engine.sequence import SequenceState
+from tests.effort import examples
 from tests.engine.fakes import Client, FakeDecoder, client, letters, reference, run_to_end
 from tests.engine.test_scheduler import make_scheduler
 
@@ -51,6 +52,13 @@ def serve(scheduler: Scheduler, until: SequenceState) -> list[SequenceState]:
             return ended
         ended += end_the_complete(scheduler)
     raise AssertionError("nothing is left to do")
+
+
+def serve_all(scheduler: Scheduler) -> None:
+    """Steps until all have ended."""
+    while scheduler.waiting or scheduler.running:
+        assert advance(scheduler), (scheduler.waiting, scheduler.cache.paused)
+        end_the_complete(scheduler)
 
 
 def test_a_newcomer_gets_the_next_free_slot_however_many_wait_before_it() -> None:
@@ -115,6 +123,41 @@ def test_copies_that_fail_end_nobody(broken: str, exact: Exactness, monkeypatch:
     for one in asked:
         expected = reference(one.prompt_ids, one.params, max_length=64)
         assert (one.text, one.token_ids, one.finish_reason, one.stop_reason) == expected
+
+
+def test_a_copy_is_never_what_others_wait_for() -> None:
+    """Who is set aside waits behind who is more urgent, who must not wait for the memory of its copy."""
+    scheduler = make_scheduler(slots=2, kv_tokens=80, longest=64)
+    ask(scheduler, "a", length=20, answer=10, priority=5)
+    ask(scheduler, "a", length=20, answer=22, priority=5)
+    for _ in range(8):
+        advance(scheduler)
+    ask(scheduler, "c", length=2, answer=3, priority=0)
+    ask(scheduler, "b", length=20, answer=44, priority=0)
+    serve_all(scheduler)
+
+
+@settings(max_examples=examples(200), deadline=None)
+@given(
+    asked=st.lists(
+        st.tuples(
+            st.sampled_from("abc"), st.integers(1, 40), st.integers(1, 24), st.integers(-2, 2), st.integers(0, 9)
+        ),
+        min_size=1,
+        max_size=12,
+    ),
+    slots=st.integers(1, 4),
+    kv_tokens=st.integers(64, 200),
+)
+def test_nobody_waits_for_ever(asked: list[tuple[str, int, int, int, int]], slots: int, kv_tokens: int) -> None:
+    """Whatever memory there is, as long as the longest request has room in it."""
+    scheduler = make_scheduler(slots=slots, kv_tokens=kv_tokens, longest=64)
+    for whose, length, answer, priority, steps in asked:
+        ask(scheduler, whose, length=length, answer=answer, priority=priority)
+        for _ in range(steps):
+            advance(scheduler)
+            end_the_complete(scheduler)
+    serve_all(scheduler)
 
 
 def test_a_paused_one_can_be_finished() -> None:
