@@ -25,8 +25,9 @@ class Drain:
     uvicorn stops to accept connections at once, and who connects while its answers in progress end is left hanging, as
     the socket stays open in BentoML's supervisor. So the engine is closed first, with the server up: readiness is false,
     new requests get 503 with Retry-After, accepted ones end. Then the server gets the signal, and what is left of the
-    time for clients that do not read their answers. A second signal of the same kind ends the process at once. (The
-    first Ctrl+C in a terminal comes as SIGINT from there, and as SIGTERM from BentoML's supervisor.)
+    time for clients that do not read their answers. SIGINT while it drains ends the process at once: BentoML's
+    supervisor sends it at a second signal of its own. SIGTERM again does nothing, as one stop may send it twice: systemd
+    sends it to every process of a service, and the supervisor to its workers besides.
 
     Args:
         engine: who drains.
@@ -37,7 +38,6 @@ class Drain:
         self._engine = engine
         self._timeout = timeout
         self._server = signal.getsignal(signal.SIGTERM)
-        self._heard: set[int] = set()
         self._thread: threading.Thread | None = None
         self._drained = False
         self._passed_on = False
@@ -56,14 +56,12 @@ class Drain:
         if self._drained and not self._passed_on:
             self._passed_on = True
             self._pass_on(number, frame)
-        elif number in self._heard:
+        elif self._thread is None:
+            logger.info("draining: requests in progress have %g seconds", self._timeout)
+            self._thread = threading.Thread(target=self._run, name="bento_kv-drain", daemon=True)
+            self._thread.start()
+        elif number == signal.SIGINT:
             _die_of(number)
-        else:
-            self._heard.add(number)
-            if self._thread is None:
-                logger.info("draining: requests in progress have %g seconds", self._timeout)
-                self._thread = threading.Thread(target=self._run, name="bento_kv-drain", daemon=True)
-                self._thread.start()
 
     def _pass_on(self, number: int, frame: FrameType | None) -> None:
         if callable(self._server):

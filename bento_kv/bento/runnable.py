@@ -192,7 +192,7 @@ class OnnxDecoderRunnable(Runnable):
 
     def drain_on_sigterm(self, *, timeout: float) -> None:
         """From now on, at SIGTERM or SIGINT: `close(timeout=timeout)`, and the server that runs here stops only then. In the
-        meantime it is not ready, and answers new requests with 503. A second signal of the same kind ends the process at
+        meantime it is not ready, and answers new requests with 503. SIGINT while that goes on ends the process at
         once. To be called in the main thread, once the server runs.
 
         Raises:

@@ -23,7 +23,7 @@ from bento_kv.bento.middleware import NoRefusals, Refusal, mend_middleware
 from bento_kv.bento.runnable import OnnxDecoderRunnable
 from bento_kv.bento.starting import starting, supervise
 from bento_kv.bento.supervisor import pass_second_signal_on
-from bento_kv.bento.uvicorn_server import app_of, bound_connections, running_server
+from bento_kv.bento.uvicorn_server import app_of, believe_no_header, bound_connections, running_server
 from bento_kv.engine.request import RequestOptions
 from bento_kv.errors import BentoKVError
 from bento_kv.server.app import BODIES, DEFAULT_MAX_BODY_BYTES, RequireApiKey, openai_app
@@ -96,6 +96,7 @@ class LanguageModel:
         if threading.current_thread() is threading.main_thread():  # as in every worker; a test client has no signals
             if (server := running_server()) is not None:
                 bound_connections(server, ConnectionLimits(connections=config.max_connections))
+                believe_no_header(server)
                 mend_middleware(app_of(server))
             self.runnable.drain_on_sigterm(timeout=config.drain_timeout)
 

@@ -1,7 +1,8 @@
 """The server and its workers: what keeps one from starting ends the other, and no worker outlives its server.
 
-BentoML starts a worker that has ended again, for ever. A fault at its start would be the same every time: the worker tells
-its server the sentence and ends it, and the server's exit code says that it did not do what it was asked to.
+BentoML starts a worker that has ended again, for ever. A fault at the first start would be the same every time: the worker
+tells its server the sentence and ends it, and the server's exit code says that it did not do what it was asked to. Once a
+worker has started, a fault may pass (memory that others have now), and the other workers go on meanwhile.
 """
 
 from __future__ import annotations
@@ -52,12 +53,17 @@ def starting() -> Iterator[None]:
         yield
         return
     threading.Thread(target=_outlive_nobody, args=(server,), name="bento_kv-server", daemon=True).start()
+    started = told.with_name("started")
     try:
         yield
     except Exception as error:
-        told.write_text(_sentence(error), encoding="utf-8")
-        os.kill(server, signal.SIGTERM)
+        if not started.exists():
+            try:
+                told.write_text(_sentence(error), encoding="utf-8")
+            finally:
+                os.kill(server, signal.SIGTERM)
         raise
+    started.touch()
 
 
 def _server() -> tuple[int | None, Path]:

@@ -9,7 +9,7 @@ from circus.sighandler import SysHandler
 
 
 class _Insistent(SysHandler):  # type: ignore[misc] # circus has no types
-    """Passes a second signal on to the workers, which end at once then. circus drops it: it is stopping already."""
+    """Tells the workers of a second signal, by SIGINT, at which they end at once. circus drops it: it is stopping already."""
 
     _stopping = False
 
@@ -20,7 +20,7 @@ class _Insistent(SysHandler):  # type: ignore[misc] # circus has no types
             return
         for watcher in self.controller.arbiter.iter_watchers():
             for process in list(watcher.processes.values()):
-                process.send_signal(signal.SIGTERM)
+                process.send_signal(signal.SIGINT)
 
 
 def pass_second_signal_on() -> None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import signal
 from dataclasses import replace
 
 import uvicorn
 from starlette.applications import Starlette
+from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from bento_kv.server.connections import ConnectionLimits, bounded
 
@@ -32,6 +34,17 @@ def bound_connections(server: uvicorn.Server, limits: ConnectionLimits) -> None:
     if descriptors != resource.RLIM_INFINITY:
         limits = replace(limits, connections=max(1, min(limits.connections, descriptors - _OTHER_DESCRIPTORS)))
     server.config.http_protocol_class = bounded(server.config.http_protocol_class, limits)
+    server.config.ws_protocol_class = None  # nothing here speaks it, and its connections would be out of bounds
+
+
+def believe_no_header(server: uvicorn.Server) -> None:
+    """Let clients be known by the address that they connect from, unless who runs the server has said whom to believe.
+
+    uvicorn believes `X-Forwarded-For` from this machine, where any process, and any client of a proxy that passes the header
+    on as it is, could say to be somebody else with every request.
+    """
+    if "FORWARDED_ALLOW_IPS" not in os.environ and isinstance(server.config.loaded_app, ProxyHeadersMiddleware):
+        server.config.loaded_app = server.config.loaded_app.app
 
 
 def app_of(server: uvicorn.Server) -> Starlette:

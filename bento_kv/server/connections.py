@@ -11,6 +11,7 @@ import asyncio
 import fcntl
 import struct
 import termios
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -62,8 +63,8 @@ class ConnectionLimits:
     """What connections of one process may take.
 
     Attributes:
-        connections: at once. One more takes the place of the one that has waited longest for its client; if none waits, it
-            gets 503.
+        connections: at once. One more takes the place of one that waits for its client, to ask or to read: of the address
+            that has the most, the one that has waited longest. If none waits, it gets 503.
         head_seconds: to the end of the next request's head, from the connection's beginning or the last answer's end.
         body_seconds: from there to the end of its body; 408 after that.
         unread_seconds: in which a client that leaves an answer unread has to take some of it.
@@ -109,12 +110,26 @@ class _Bounded(_Base):
         else:
             super().shutdown()
 
+    @property
+    def host(self) -> str:
+        """The address of its client."""
+        return str((self.transport.get_extra_info("peername") or ("",))[0])
+
     def waiting_since(self) -> float | None:
-        """When it began to wait for a request of its client; None if it does not."""
-        return self._since if self._phase() in ("head", "body") else None
+        """When it began to wait for its client; None if it does not."""
+        return self._since if self._phase() != "answer" else None
+
+    def give_place(self) -> None:
+        """End, for another one."""
+        if self._phase() == "unread":
+            self.transport.abort()
+        else:
+            self._end(_NO_ROOM)
 
     def _look(self) -> None:
         """End the connection if it has been in its phase for too long, and look again later."""
+        if self not in self.connections:
+            return  # another protocol has taken it over
         phase = self._phase()
         limit = self.limits.of(phase)
         if limit is not None and self.loop.time() - self._since > limit:
@@ -151,12 +166,13 @@ class _Bounded(_Base):
 
 
 def _make_room(connections: Iterable[Any]) -> bool:
-    """End the one of the connections that has waited longest for its client; False if none waits."""
+    """End one of the connections that wait for their clients, as `ConnectionLimits.connections` says; False if none does."""
     ours = [each for each in connections if isinstance(each, _Bounded)]
     waiting = {each: since for each in ours if (since := each.waiting_since()) is not None}
     if not waiting:
         return False
-    min(waiting, key=waiting.__getitem__)._end(_NO_ROOM)
+    crowd = Counter(each.host for each in ours)
+    min(waiting, key=lambda each: (-crowd[each.host], waiting[each])).give_place()
     return True
 
 

@@ -27,7 +27,7 @@ from tests.engine.faulty import FaultyDecoder, Hang
 
 hang, stop = Hang(), threading.Event()
 signal.signal(signal.SIGTERM, lambda *_: stop.set())  # the server's own handler
-decoder = FakeDecoder(logits=always("abc"), before_step=lambda plan: time.sleep(0.001))
+decoder = FakeDecoder(logits=always("abc"), before_step=lambda plan: time.sleep(0.01))
 engine = Engine(FaultyDecoder(decoder, hang), letters, EngineConfig(slots=1, step_timeout=0.2))
 engine.start()
 Drain(engine, timeout=float(sys.argv[1])).install()
@@ -49,13 +49,16 @@ print([who.finish_reason for who in waiters], flush=True)
 """
 
 
-def run(timeout: float, what: str = "") -> tuple[int, list[str]]:
+def run(timeout: float, what: str = "", *, then: signal.Signals | None = None) -> tuple[int, list[str]]:
     process = subprocess.Popen(
         [sys.executable, "-c", SERVER, str(timeout), what], cwd=ROOT, stdout=subprocess.PIPE, text=True
     )
     assert process.stdout is not None
     assert process.stdout.readline() == "ready\n"
     process.send_signal(signal.SIGTERM)
+    if then is not None:
+        assert process.stdout.readline() == f"{REFUSED}\n"  # it drains
+        process.send_signal(then)
     output, _ = process.communicate(timeout=120)
     return process.returncode, output.splitlines()
 
@@ -65,6 +68,15 @@ REFUSED = "the engine is shutting down; try another server False"
 
 def test_what_runs_is_finished_before_the_server_hears_of_it() -> None:
     assert run(60) == (0, [REFUSED, "['length', 'length']"])
+
+
+def test_being_told_twice_by_one_stop_aborts_nothing() -> None:
+    """systemd signals every process of a service, and the supervisor its workers besides."""
+    assert run(60, then=signal.SIGTERM) == (0, ["['length', 'length']"])
+
+
+def test_an_interrupt_ends_it_at_once() -> None:
+    assert run(60, then=signal.SIGINT)[0] == -signal.SIGINT
 
 
 def test_what_does_not_end_in_time_is_aborted() -> None:

@@ -177,6 +177,33 @@ def test_where_all_are_served_one_more_is_refused() -> None:
             connection.close()
 
 
+def test_who_does_not_read_gives_place() -> None:
+    """Slow readers, who take a little now and then, do not keep out who wants to know whether the server lives."""
+    with bounded(connections=3) as world:
+        body = {"model": MODEL, "prompt": "x" * 900_000}
+        slow = [connect(world, whole(body, b"/v1/tokenize"), receive_buffer=4096) for _ in range(3)]
+        for connection in slow:
+            assert connection.recv(100).startswith(b"HTTP/1.1 200")
+        for _ in range(5):
+            assert is_served(world)
+            for connection in slow:
+                with suppress(ConnectionError):
+                    connection.recv(1000)
+        for connection in slow:
+            connection.close()
+
+
+def test_the_address_with_the_most_connections_gives_place() -> None:
+    with bounded(connections=4) as world:
+        other = socket.create_connection(world.address, source_address=("127.0.0.2", 0))
+        time.sleep(0.3)  # it has waited longest
+        crowd = [connect(world, b"") for _ in range(3)]
+        assert is_served(world)
+        assert read_to_end(crowd[0]).startswith(b"HTTP/1.1 503")
+        other.sendall(b"GET /v1/models HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        assert read_to_end(other).startswith(b"HTTP/1.1 200")
+
+
 def test_a_server_that_stops_waits_for_nobodys_request() -> None:
     with bounded() as world:
         half, idle = connect(world, HEAD % 100), connect(world, HEAD[:30])
