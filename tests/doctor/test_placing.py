@@ -186,6 +186,9 @@ RIGHT: dict[str, Lines] = {
     "padding on the left of all rows": lambda: batch(PROMPTS, left=True, width=12),
     "one row padded on the left": lambda: batch(PROMPTS[:1], left=True, width=12),
     "chunks, the last one padded": lambda: chunks(4),
+    "two rows as long, one of which ends in a token twice": lambda: batch(
+        ([5, 9, 3, 17, 22, 8], [11, 2, 11, 45, 33, 33])
+    ),
     "a static buffer": lambda: static(32, empty_first=False),
     "a static buffer behind step 0": lambda: static(32, empty_first=True),
 }
@@ -228,6 +231,11 @@ def test_without_logits_lengths_decide_and_say_so(name: str) -> None:
     verdict = judged(without(RIGHT[name](), "logits_top"))
     assert verdict.findings[0].id == "past-stale"
     assert "no `logits_top`" in verdict.findings[0].explain
+
+
+def test_a_row_alone_that_ends_in_what_others_are_padded_with_is_right() -> None:
+    verdict = judged(batch(([11, 2, 11, 45, PAD],)), pad=PAD)
+    assert verdict.diagnosis.verdict == "right", verdict.findings
 
 
 def test_numbers_that_would_be_right_with_the_fault_do_not_speak_against_it() -> None:

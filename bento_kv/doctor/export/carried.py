@@ -120,11 +120,11 @@ def _cached(steps: Steps) -> list[Finding]:
     got, _ = steps.chain(steps.ids, sizes)
     errors = [steps.error(got[:, at], steps.expected(PROMPT + at)) for at in range(len(sizes))]
     wrong = next((at for at, error in enumerate(errors) if not error <= steps.limit), None)
+    if wrong is None:
+        return []  # however it is stored: nothing is read out of what is carried
     left = next(_left_wrong(steps), None)
     if left is not None:
         return [left]
-    if wrong is None:
-        return []
     held = PROMPT + wrong - 1
     ignored = steps.error(_blurred(steps, held), got[:, wrong]) <= _SAME
     what = (

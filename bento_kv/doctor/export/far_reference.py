@@ -23,6 +23,7 @@ PIECE = 64  # positions that long pasts are mixed of
 _COMPARED = 64  # logits of a long prompt
 # Angles are products of positions and frequencies: where these differ in their last bit, those do in proportion.
 _LAST_BITS = 4 * 2.0**-23
+_MOST = 0.02  # of the largest logit; where that may explain more, nothing is told by comparing
 
 
 def check_far_reference(far: Far, reference: NumericReference, limit: float) -> list[Finding]:
@@ -74,13 +75,17 @@ def _moved(far: Far, reference: NumericReference, limit: float) -> list[Finding]
     expected = reference.at_offsets(ids[0].tolist(), starts)
     right = -1
     for start, wanted in zip(starts, expected, strict=True):
+        allowed = max(limit, start * _LAST_BITS)
+        if allowed > max(limit, _MOST):
+            far.leave(f"positions from {start} on by themselves: there the last bits of an angle decide")
+            break
         positions = np.arange(start, start + ids.shape[1])[None]
         got = probe.graph.run(ids, probe.graph.empty_cache(1), positions=positions).logits[0]
         error = probe.error(got, wanted[len(wanted) - len(got) :])
-        if not error <= max(limit, start * _LAST_BITS):
+        if not error <= allowed:
             text = (
                 f"{MOVED} tokens that begin at position {start} give logits that are off by {error:.2g} of the largest, "
-                f"limit {limit:.0e}"
+                f"limit {allowed:.1g}"
                 + (f"; up to position {right} they are right" if right >= 0 else "")
                 + ". Positions are "
                 "computed otherwise far out: angles in half precision, a table that ends or wraps, or a scaling of long "
@@ -101,7 +106,12 @@ def _behind_pasts(far: Far, reference: NumericReference, limit: float) -> list[F
     probe = far.probe
     ids = probe.ids[:, :1]
     longest = far.past_length(far.room - 1)
+    reached = 0
     for length in _lengths(longest):
+        allowed = max(limit, length * _LAST_BITS)
+        if allowed > max(limit, _MOST):
+            far.leave(f"pasts of {length} positions and more: there the last bits of an angle decide")
+            break
         past = filled(pieces, length)
         theirs: LayerArrays = [(np.asarray(k[0], np.float32), np.asarray(v[0], np.float32)) for k, v in past]
         try:
@@ -110,16 +120,17 @@ def _behind_pasts(far: Far, reference: NumericReference, limit: float) -> list[F
             far.leave(f"pasts of {length} positions and more, on which it fails: {error}")
             return []
         error_of = probe.error(got, reference.logits(ids[0].tolist(), past=theirs)[-1])
-        if not error_of <= max(limit, length * _LAST_BITS):
-            return [_finding(f"1 token behind a past of {length}", _of_past(far, ids, past, length, error_of, limit))]
-    far.see(longest + 1, f"1 token behind pasts of up to {longest} positions that were given to both")
+        if not error_of <= allowed:
+            return [_finding(f"1 token behind a past of {length}", _of_past(far, ids, past, length, error_of, allowed))]
+        reached = length
+    far.see(reached + 1, f"1 token behind pasts of up to {reached} positions that were given to both")
     return []
 
 
 def _of_past(far: Far, ids: NDArray[np.int64], past: Cache, length: int, error: float, limit: float) -> str:
     text = (
         f"Behind a past of {length} positions, the same for both, the logits are off by {error:.2g} of the largest, limit "
-        f"{limit:.0e}. "
+        f"{limit:.1g}. "
     )
     if not sees_oldest(far.probe, ids, past):
         return (

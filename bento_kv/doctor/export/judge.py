@@ -59,10 +59,15 @@ def judge_export(
         progress("steps with a past and without")
         try:
             probe = examination.probe(graph, acceptance)
-            if keeps_last(probe):
-                sliding = judge_carried(opened, carried_graph(opened), precision_of(opened), reference, progress)
-                if sliding.diagnosis.verdict == "right":
-                    return sliding
+            slides = keeps_last(probe)
+        except DecoderError as error:
+            examination.stopped(error)
+            return examination.judgement()
+        if slides:  # what cannot be judged is said to whoever asked, and is no fault of the graph
+            sliding = judge_carried(opened, carried_graph(opened), precision_of(opened), reference, progress)
+            if sliding.diagnosis.verdict == "right":
+                return sliding
+        try:
             if examination.usable(probe):
                 examination.steps(probe, acceptance)
                 if reference is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +17,7 @@ from bento_kv.doctor.export.length import Declared, declared_length
 from bento_kv.doctor.export.loading import Opened
 from bento_kv.doctor.export.probe import LENGTH, REEXPORT, made_up
 from bento_kv.doctor.records import Finding, Measurements, PartDiagnosis, Reach, StepError
-from bento_kv.errors import DecoderError
+from bento_kv.errors import DecoderError, GraphLimitError
 from bento_kv.onnx_file import weight_count
 from bento_kv.runtime.carried import CarriedGraph, MaskSpan
 
@@ -134,20 +134,29 @@ class _Far:
     limit: float
     error: float | None = None
     length: int = LENGTH
+    left: list[str] = field(default_factory=lambda: [_PADDING])
 
     def look(self, weights: int) -> list[Finding]:
         """What is wrong with a prompt as long as the budget allows; of no weights, with the short one alone."""
         steps = self.steps
         room = self.declared.length if self.declared else None
         longest = affordable(weights, steps.vocab_size, room) if weights and not steps.one_token else 0
-        self.length = max(longest, steps.ids.shape[1])
-        ids = made_up(4, steps.vocab_size, steps.rows, self.length) if longest else steps.ids
-        sizes = [1] * self.length if steps.one_token else [self.length - _LAST, *[1] * _LAST]
-        try:
-            got, _ = steps.chain(ids, sizes)
-            whole = got if steps.one_token else steps.chain(ids, [self.length])[0]
-        except DecoderError as error:
-            return misplaced(steps) or [_does_not_run(self.length, error)]
+        while True:
+            self.length = max(longest, steps.ids.shape[1])
+            ids = made_up(4, steps.vocab_size, steps.rows, self.length) if longest else steps.ids
+            sizes = [1] * self.length if steps.one_token else [self.length - _LAST, *[1] * _LAST]
+            try:
+                got, _ = steps.chain(ids, sizes)
+                whole = got if steps.one_token else steps.chain(ids, [self.length])[0]
+                break
+            except DecoderError as error:
+                if self.declared or not longest:
+                    return misplaced(steps) or [_does_not_run(self.length, error)]
+            except GraphLimitError:
+                if not longest:
+                    raise
+                self.left.append(f"prompts of {self.length} tokens, for which time or memory is not enough")
+            longest = longest // 2 if longest // 2 > steps.ids.shape[1] else 0
         apart = steps.error(got[:, -1], whole[:, -1])
         if not apart <= steps.limit:
             return [_mismatch(f"the last of {self.length} tokens", f"is off by {apart:.2g} behind a cache")]
@@ -167,7 +176,7 @@ class _Far:
         """What was looked at."""
         cut_up = f"{LENGTH} tokens in steps of several kinds; a prompt of {self.length} tokens, at once and in steps"
         alone = "single steps" if self.steps.one_token else cut_up
-        left = [_PADDING]
+        left = list(self.left)
         if self.declared and self.declared.length > self.length:
             left.append(f"the {self.declared.length - self.length} positions beyond")
         if self.model is None:

@@ -14,9 +14,15 @@ from bento_kv.doctor.loop.trace import Trace
 from bento_kv.errors import DecoderError
 from bento_kv.runtime.graph import CachedGraph
 
+_MANY = 3  # tokens that are one and the same, and stand nowhere else, are padding rather than text
+
 
 def judge_right_padding(trace: Trace, structure: Structure, graph: CachedGraph, alone: Alone, *, told: bool) -> bool:
     """Add the fault if a row has it.
+
+    What comes out behind padding that is not masked is what comes out behind a text that ends in the same tokens, and that is
+    a right loop. Such tokens are text in a row alone, which nothing pads, and, without being told, where there are but two
+    of them, as in "!!". A note says so.
 
     Args:
         told: the user says what rows are padded with.
@@ -26,7 +32,13 @@ def judge_right_padding(trace: Trace, structure: Structure, graph: CachedGraph, 
     """
     for row in range(trace.rows):
         for text in alone.padded_right(row):
-            if alone.text(row) in (None, Text(0, 0)) and _is_after_padding(graph, trace, alone, row, text):
+            as_text = alone.text(row)
+            if as_text not in (None, Text(0, 0)) or not _is_after_padding(graph, trace, alone, row, text):
+                continue
+            if as_text is not None and not (trace.rows > 1 and (told or text.right >= _MANY)):
+                if trace.rows > 1:
+                    _may_be_padding(structure, trace.steps[alone.prompt].input_ids[row][-1], row)
+            else:
                 structure.findings.clear()  # where the padding stands follows from it
                 _chosen_after_padding(structure, alone.prompt, trace, row, text, told=told)
                 return True
@@ -89,6 +101,15 @@ def _chosen_after_padding(structure: Structure, step: int, trace: Trace, row: in
         "all rows end in the last column"
     )
     structure.add(step, "tokens-diverge", explain, fix)
+
+
+def _may_be_padding(structure: Structure, token: int, row: int) -> None:
+    note = (
+        f"row {row} ends in {token}: taken for text. If it is padding, the loop goes on with what is chosen after the padding; "
+        f"`--pad-token-id {token}` says that it is"
+    )
+    if note not in structure.notes:
+        structure.notes.append(note)
 
 
 def _padding_seen(structure: Structure, step: int, row: int) -> None:
