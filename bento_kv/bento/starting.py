@@ -63,7 +63,8 @@ def starting() -> Iterator[None]:
             finally:
                 os.kill(server, signal.SIGTERM)
         raise
-    started.touch()
+    with contextlib.suppress(OSError):  # a full disk is no fault of this worker
+        started.touch()
 
 
 def _server() -> tuple[int | None, Path]:

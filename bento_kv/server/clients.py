@@ -80,7 +80,7 @@ class Clients:
     def caller(self, scope: Scope) -> Caller | None:
         """Who sent the request; None if it needs a key and has none of them."""
         number = self._key_of(Headers(scope=scope).get("authorization", ""))
-        address = _network((scope.get("client") or ("",))[0])
+        address = network((scope.get("client") or ("",))[0])
         if number is None:
             return None if self._required else Caller(address, None, self._min_priority)
         urgent = self._keys[number][1]
@@ -109,7 +109,7 @@ def _keys(given: str | None) -> list[bytes]:
     return [key.encode("utf-8") for key in given.split()]
 
 
-def _network(host: Any) -> str:
+def network(host: Any) -> str:
     """An address, or of IPv6 the network that it is in."""
     try:
         address = ip_address(host)

@@ -18,6 +18,7 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 
 from bento_kv.errors import EngineClosedError
+from bento_kv.server.clients import network
 from bento_kv.server.exchange import new_request_id
 from bento_kv.server.jsontext import dumps
 from bento_kv.server.problems import Problem, problem_of, too_slow
@@ -112,8 +113,8 @@ class _Bounded(_Base):
 
     @property
     def host(self) -> str:
-        """The address of its client."""
-        return str((self.transport.get_extra_info("peername") or ("",))[0])
+        """The address of its client, as clients are told apart."""
+        return network((self.transport.get_extra_info("peername") or ("",))[0])
 
     def waiting_since(self) -> float | None:
         """When it began to wait for its client; None if it does not."""
