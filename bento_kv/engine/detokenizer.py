@@ -89,7 +89,11 @@ class Detokenizer:
         """What a text of the window has beyond what was sent; a character that the prompt began is not in it yet."""
         if text.startswith(self._sent):
             return text[len(self._sent) :]
-        return text[len(_settled(self._decode, self._window[: self._context])) :]
+        # Of the tokens in front, up to three begin that character; what stands before it may be malformed itself.
+        context = self._window[: self._context]
+        fewer = (self._decode(context[: len(context) - left]) for left in range(1, min(3, len(context)) + 1))
+        begun = next((part for part in fewer if text.startswith(part)), self._sent.rstrip(INCOMPLETE))
+        return text[len(begun) :]
 
     def _counted(self, piece: str) -> str:
         self._length += len(piece)

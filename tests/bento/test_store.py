@@ -216,7 +216,7 @@ def test_versions_that_nobody_finishes_are_removed(tiny_decoder: Path) -> None:
     for path in (left / "model.onnx", left):
         os.utime(path, (0, 0))
     clean_store("tiny-abandoned")
-    assert _names_in_the_store("tiny-abandoned") == ["latest", whole.tag.version]
+    assert _names_in_the_store("tiny-abandoned") == sorted(["latest", str(whole.tag.version)])
 
 
 def test_what_a_killed_save_left_beside_the_store_goes_with_the_next(tiny_decoder: Path) -> None:
