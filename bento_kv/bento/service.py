@@ -21,9 +21,9 @@ from bento_kv.bento.arguments import DECODER_ALIAS, forget_path, pass_arguments_
 from bento_kv.bento.build import VerifiedDecoder
 from bento_kv.bento.middleware import NoRefusals, Refusal, mend_middleware
 from bento_kv.bento.runnable import OnnxDecoderRunnable
-from bento_kv.bento.starting import starting, supervise
+from bento_kv.bento.starting import settle, starting, supervise
 from bento_kv.bento.supervisor import pass_second_signal_on
-from bento_kv.bento.uvicorn_server import app_of, believe_no_header, bound_connections, running_server
+from bento_kv.bento.uvicorn_server import app_of, believe_no_header, bound_connections, running_server, take_turns
 from bento_kv.engine.request import RequestOptions
 from bento_kv.errors import BentoKVError
 from bento_kv.server.app import BODIES, DEFAULT_MAX_BODY_BYTES, RequireApiKey, openai_app
@@ -98,7 +98,9 @@ class LanguageModel:
                 bound_connections(server, ConnectionLimits(connections=config.max_connections))
                 believe_no_header(server)
                 mend_middleware(app_of(server))
+                take_turns(server)
             self.runnable.drain_on_sigterm(timeout=config.drain_timeout)
+            settle()
 
     @bentoml.api(input_spec=GenerateRequest)
     async def generate(self, prompt: str, **asked: Any) -> AsyncGenerator[str, None]:

@@ -12,6 +12,7 @@ from starlette.applications import Starlette
 from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 
 from bento_kv.server.connections import ConnectionLimits, bounded
+from bento_kv.server.turnstile import Turnstile
 
 _OTHER_DESCRIPTORS = 64  # that a process has besides connections: files of the model and of metrics, its event loop's
 
@@ -45,6 +46,11 @@ def believe_no_header(server: uvicorn.Server) -> None:
     """
     if "FORWARDED_ALLOW_IPS" not in os.environ and isinstance(server.config.loaded_app, ProxyHeadersMiddleware):
         server.config.loaded_app = server.config.loaded_app.app
+
+
+def take_turns(server: uvicorn.Server) -> None:
+    """Let requests in by turns of their clients, before anything is done for them."""
+    server.config.loaded_app = Turnstile(server.config.loaded_app)
 
 
 def app_of(server: uvicorn.Server) -> Starlette:

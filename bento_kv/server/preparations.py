@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 from bento_kv.engine.threads import in_thread
 from bento_kv.errors import OutOfTimeError, QueueFullError, TokenizerError
+from bento_kv.server.turnstile import Places
 
 T = TypeVar("T")
 
@@ -30,7 +31,7 @@ class _Lane:
 
     def __init__(self, threads: int) -> None:
         self._threads = threads
-        self._free = asyncio.Semaphore(threads)
+        self._places = Places(threads)
         self._begun: dict[object, float] = {}
 
     def stalled(self, timeout: float) -> bool:
@@ -39,9 +40,9 @@ class _Lane:
         begun = list(self._begun.values())  # another thread may ask
         return len(begun) == self._threads and all(now - since > timeout for since in begun)
 
-    async def run(self, work: Callable[[], T], ticket: object) -> T:
-        """The result of `work` in a thread; `ticket` is at work meanwhile."""
-        async with self._free:
+    async def run(self, work: Callable[[], T], ticket: object, client: str) -> T:
+        """The result of `work` in a thread; `ticket` is at work meanwhile. Clients take turns."""
+        async with self._places.place(client):
             self._begun[ticket] = time.monotonic()
             try:
                 return await in_thread(work)
@@ -92,7 +93,7 @@ class Preparations:
             TokenizerError: it has taken too long itself; it counts until it ends.
         """
         lane, ticket = self._short if size <= _SHORT_BYTES else self._long, object()
-        working = asyncio.ensure_future(self._counted(lane.run(work, ticket), size, client))
+        working = asyncio.ensure_future(self._counted(lane.run(work, ticket, client), size, client))
         try:
             await asyncio.wait([working], timeout=self._timeout)
         except asyncio.CancelledError:

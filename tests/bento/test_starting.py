@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -46,3 +48,12 @@ def test_once_a_worker_has_started_the_others_go_on(killed: list[tuple[int, int]
     _fail()
     assert not killed
     assert not (tmp_path / "fault").exists()
+
+
+def test_what_was_loaded_is_left_alone_by_the_garbage_collector_and_threads_switch_soon() -> None:
+    settled = "import gc, sys; from bento_kv.bento.starting import settle; settle(); "
+    told = settled + "print(gc.get_freeze_count(), sys.getswitchinterval())"
+    process = subprocess.run([sys.executable, "-c", told], check=True, capture_output=True, text=True)
+    frozen, interval = process.stdout.split()
+    assert int(frozen) > 10_000
+    assert float(interval) < 0.005
