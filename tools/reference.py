@@ -25,10 +25,12 @@ from bento_kv import errors
 from bento_kv.bento.arguments import argument_settings
 from bento_kv.cli import main as cli
 from bento_kv.contract.precision import PRECISIONS, PrecisionTraits
+from bento_kv.contract.settings import Setting, settings
+from bento_kv.contract.weight_options import QuantizationOptions, options_of
 from bento_kv.doctor import faults
 from bento_kv.engine.config import EngineConfig
 from bento_kv.engine.request import SamplingParams
-from bento_kv.engine.settings import Setting, settings
+from bento_kv.export.forms import FORMS, Form
 from bento_kv.server import metric_table, protocol
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -328,6 +330,22 @@ def limits() -> str:
     )
 
 
+def options() -> str:
+    """Of quantization: what each does, and what a precision has unless asked otherwise."""
+    rows = [(each, [_default(form, each.name, precision) for precision, form in FORMS.items()]) for each in _OPTIONS]
+    return table(
+        ["Option", "Must be", "What it is", *(f"Default of {code(name)}" for name in FORMS)],
+        ((code(each.name), each.expected, sentence(each.words), *defaults) for each, defaults in rows),
+    )
+
+
+_OPTIONS = settings(QuantizationOptions)
+
+
+def _default(form: Form, name: str, precision: str) -> str:
+    return _value(getattr(form.default, name, None)) if name in options_of(precision) else ""
+
+
 def remedies() -> str:
     rows = ((name, row.remedy) for name, row in PRECISIONS.items() if row.remedy)
     return "\n".join(_filled(f"- {code(name)}: {remedy}.") for name, remedy in rows)
@@ -349,6 +367,7 @@ PARTS: Mapping[str, Callable[[], str]] = {
     "loop faults": loop_faults,
     "checklist": checklist,
     "limits": limits,
+    "options": options,
     "remedies": remedies,
 }
 

@@ -17,8 +17,8 @@ import yaml
 from bentoml.exceptions import InvalidArgument
 from pydantic import BaseModel, ConfigDict, Field, create_model
 
+from bento_kv.contract.settings import Bounds, Setting, setting, settings
 from bento_kv.engine.config import EngineConfig
-from bento_kv.engine.settings import Bounds, Setting, setting, settings
 from bento_kv.server.fields import constraints
 
 

@@ -14,9 +14,9 @@ from typing import Any, get_args
 import click
 
 from bento_kv import __version__
+from bento_kv.contract.settings import Setting, named
 from bento_kv.disk import write_whole
 from bento_kv.engine.config import EngineConfig
-from bento_kv.engine.settings import Setting, named
 from bento_kv.errors import BentoKVError, IntegrityError, VerificationError, first_line
 from bento_kv.source import hide_progress_bars
 
@@ -74,11 +74,21 @@ def as_json_option(function: Callable[..., Any]) -> Callable[..., Any]:
     return click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")(function)
 
 
-def engine_option(record: type, name: str, *, default: Any = None) -> Callable[..., Any]:
-    """An option for a setting of the engine, with its range and its words."""
+# What switches a setting on and off, where it is not its name, without and with `no-`.
+_SWITCHES = {"reduce_range": ("--reduce-range", "--full-range"), "symmetric": ("--symmetric", "--asymmetric")}
+
+
+def switches(name: str) -> tuple[str, str]:
+    """The options that set a setting to true and to false."""
+    plain = name.replace("_", "-")
+    return _SWITCHES.get(name, (f"--{plain}", f"--no-{plain}"))
+
+
+def setting_option(record: type, name: str, *, default: Any = None) -> Callable[..., Any]:
+    """An option for a setting, with its range and its words."""
     each = named(record, name)
     return click.option(
-        f"--{name.replace('_', '-')}",
+        "/".join(switches(name)) if each.kind is bool else f"--{name.replace('_', '-')}",
         type=_option_type(each),
         default=default,
         show_default=default is not None,
@@ -89,6 +99,10 @@ def engine_option(record: type, name: str, *, default: Any = None) -> Callable[.
 def _option_type(each: Setting) -> Any:
     if each.choices:
         return click.Choice(each.choices)
+    if each.kind is bool:
+        return click.BOOL
+    if each.kind is Path:
+        return click.Path(exists=True, dir_okay=False, path_type=Path)
     whole = int in (each.type, *get_args(each.type))
     if each.bounds is None:
         return click.INT if whole else click.FLOAT
@@ -99,7 +113,7 @@ def _option_type(each: Setting) -> Any:
     return click.FloatRange(least, most, min_open="gt" in ends)
 
 
-threads_option = engine_option(EngineConfig, "threads")
+threads_option = setting_option(EngineConfig, "threads")
 
 
 time_limit_option = click.option(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from bento_kv.cli.group import as_json_option, engine_option, main, progress, threads_option
+from bento_kv.cli.group import as_json_option, main, progress, setting_option, threads_option
 from bento_kv.engine.config import EngineConfig
 from bento_kv.engine.request import SamplingParams
 from bento_kv.errors import DecoderError
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 @main.command()
 @click.argument("target")
 @click.argument("prompt")
-@engine_option(SamplingParams, "max_tokens")
-@engine_option(SamplingParams, "temperature")
-@engine_option(SamplingParams, "seed")
+@setting_option(SamplingParams, "max_tokens")
+@setting_option(SamplingParams, "temperature")
+@setting_option(SamplingParams, "seed")
 @threads_option
 @as_json_option
 def generate(target: str, prompt: str, threads: int | None, as_json: bool, **options: Any) -> None:
@@ -73,7 +73,7 @@ def _batches(_: click.Context, __: click.Parameter, text: str) -> list[int]:
 @click.option("--batch", "batches", default="1,2,4,8,16", show_default=True, callback=_batches, help="Numbers of rows.")
 @click.option("--prompt", type=click.IntRange(min=1), default=256, show_default=True, help="Tokens of each prompt.")
 @threads_option
-@engine_option(EngineConfig, "exact", default="batch")
+@setting_option(EngineConfig, "exact", default="batch")
 @as_json_option
 def bench(target: str, batches: list[int], prompt: int, threads: int | None, exact: Exactness, as_json: bool) -> None:
     """Time the steps of TARGET, a decoder directory or a model store tag: medians of prefill and decode."""

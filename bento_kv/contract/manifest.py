@@ -17,6 +17,7 @@ from bento_kv.contract.graph_io import GROUP_BIAS, TensorSpec
 from bento_kv.contract.precision import PRECISIONS, KvCache, Precision, PrecisionTraits, coarsest
 from bento_kv.contract.record import Record, read_record, write_record
 from bento_kv.contract.rotation import Rotated
+from bento_kv.contract.weight_options import OptionValue
 
 Layout = Literal["in-place", "growing"]
 
@@ -51,6 +52,7 @@ class Manifest(Record):
         weights: of each quantized weight, a matrix `[in_features, out_features]` in the graph's terms, the parameters of
             the source that stand in it side by side, along out_features, as `name` or `name[first:last]`; empty in fp32.
         rotations: of names in `weights` that are no parameters themselves, but parameters rotated: how.
+        quantization: the options of quantization that were in force, by name; empty in fp32.
         reduce_range: int8 weights in columns use 7 of their bits; see `quantization.REDUCED_RANGE`.
         passes: what was done to the traced graph: how often each pass found what it looks for.
         files: the sha256 of every file but the manifest and the verification record, by its name: a plain file below the
@@ -74,6 +76,7 @@ class Manifest(Record):
     token_ids: TokenIds
     weights: dict[str, tuple[str, ...]] = Field(default_factory=dict)
     rotations: dict[str, Rotated] = Field(default_factory=dict)
+    quantization: dict[str, OptionValue] = Field(default_factory=dict)
     reduce_range: bool = False
     passes: dict[str, int] = Field(default_factory=dict)
     files: dict[str, str]

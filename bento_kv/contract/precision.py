@@ -9,12 +9,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 
+from bento_kv.errors import ExportError
+
 Precision = Literal["fp32", "fp16", "int8", "int4"]
 KvCache = Literal["fp32", "int8"]
+# What an export can be asked for: a precision, or the one of the fewest bits whose proof passes.
+AskedPrecision = Literal["fp32", "int8", "int4", "auto"]
 
 # fp32 against fp32 with other kernels: rounding only. Errors are taken relative to the largest reference value, at
 # least 1, because logits and keys of some models run into the hundreds.
@@ -113,6 +117,19 @@ PRECISIONS: Mapping[Precision, PrecisionTraits] = {
 }
 
 EXPORTED: tuple[Precision, ...] = tuple(name for name, row in PRECISIONS.items() if row.exported)
+ASKED: tuple[AskedPrecision, ...] = get_args(AskedPrecision)
+
+
+def candidates(asked: str) -> tuple[Precision, ...]:
+    """The precisions that a decoder may come to have, the one of the fewest bits first.
+
+    Raises:
+        ExportError: what is asked for is neither a precision that is exported nor `auto`.
+    """
+    if asked not in ASKED:
+        raise ExportError(f"precision {asked!r} is not one of: {', '.join(ASKED)}")
+    found = [name for name in EXPORTED if asked in (name, "auto")]
+    return tuple(sorted(found, key=lambda name: PRECISIONS[name].bits))
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass, replace
 
 from bento_kv.contract.plan import Exactness
-from bento_kv.engine.settings import Bounds, out_of_range, setting
+from bento_kv.contract.settings import Bounds, out_of_range, setting
 
 _COUNT = Bounds(ge=0)
 _POSITIVE = Bounds(ge=1)
@@ -17,7 +17,7 @@ _TIME = Bounds(gt=0)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EngineConfig:
-    """Limits and modes of an engine. `bento_kv.engine.settings.settings(EngineConfig)` lists them with range and words.
+    """Limits and modes of an engine. `bento_kv.contract.settings.settings(EngineConfig)` lists them with range and words.
 
     Raises:
         ValueError: a value is out of range.

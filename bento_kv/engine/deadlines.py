@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal, Protocol, TypeVar
 
-from bento_kv.engine.settings import Bounds, out_of_range, setting
+from bento_kv.contract.settings import Bounds, out_of_range, setting
 from bento_kv.errors import RequestError
 
 # Which deadline ended a request: that of its place in the queue, or that of the whole.

@@ -6,8 +6,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from bento_kv.contract.settings import out_of_range
 from bento_kv.engine.request import SamplingParams
-from bento_kv.engine.settings import out_of_range
 from bento_kv.errors import ContextLengthError, RequestError
 
 

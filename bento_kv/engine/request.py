@@ -8,8 +8,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Literal, Protocol, TypedDict, Unpack
 
+from bento_kv.contract.settings import Bounds, setting
 from bento_kv.engine.deadlines import Deadlines, Timeout
-from bento_kv.engine.settings import Bounds, setting
 from bento_kv.errors import BentoKVError, DecoderError, EngineClosedError, OutOfTimeError
 
 FinishReason = Literal["stop", "length", "abort", "error"]
@@ -24,7 +24,7 @@ class Detokenize(Protocol):
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SamplingParams:
     """How to choose tokens and when to stop. Ranges are checked where a request enters the engine;
-    `bento_kv.engine.settings.settings(SamplingParams)` lists the fields with range and words."""
+    `bento_kv.contract.settings.settings(SamplingParams)` lists the fields with range and words."""
 
     max_tokens: int | None = setting(
         None, "tokens to generate at most; to the end of the context unless set", bounds=Bounds(ge=1)

@@ -21,11 +21,12 @@ from bento_kv.contract.precision import CACHE_ELEMENTS, EXPORTED, KvCache, Preci
 from bento_kv.contract.quantization import BlockWeights
 from bento_kv.contract.rotation import Rotated
 from bento_kv.contract.versions import versions_of
+from bento_kv.contract.weight_options import QuantizationOptions
 from bento_kv.disk import folder_beside, put, replace
 from bento_kv.errors import ExportError
 from bento_kv.export.calibrate import calibrated_blocks
 from bento_kv.export.calibration_text import calibration_sequences
-from bento_kv.export.forms import FORMS, chosen, quantized
+from bento_kv.export.forms import FORMS, chosen, in_force, quantized
 from bento_kv.export.graph import clean_up, optimize
 from bento_kv.export.graph.cache import quantize_cache
 from bento_kv.export.graph.grouped import group_queries
@@ -51,11 +52,10 @@ def export(
     directory: Path,
     *,
     precision: str = "fp32",
-    quantization: Quantization | None = None,
+    quantization: QuantizationOptions | None = None,
     kv_cache: str = "fp32",
     max_length: int | None = None,
     opset: int = DEFAULT_OPSET,
-    calibration: Path | None = None,
     force: bool = False,
     progress: Progress = lambda _: None,
 ) -> Manifest:
@@ -66,13 +66,11 @@ def export(
         directory: where to; it appears when it is complete.
         precision: of the weights: `fp32`; `int8`, one graph, which computes fastest for many rows; `int4`, a graph of
             int4 weights that reads the least for few rows, and one of int8 weights for prompts.
-        quantization: how `int4` stores its weights; `int8` has the choice of `reduce_range` and `rotate` alone.
+        quantization: how `int4` and `int8` store their weights; what is left open is as the precision has it.
         kv_cache: element type of the cache, `fp32` or `int8`: a quarter of the memory, less to read when decoding, more
             to compute in prompts.
         max_length: positions of a slot; the model's own limit unless set.
         opset: of the graph's standard operators.
-        calibration: UTF-8 text of the kind that the model is for, with which `int4` weights are rounded by the method
-            `gptq`; documentation of Python's library unless given.
         force: replace what stands at `directory`.
         progress: told what is being done.
 
@@ -82,16 +80,15 @@ def export(
     """
     known = _one_of("precision", precision, EXPORTED)
     elements = _one_of("kv_cache", kv_cache, tuple(CACHE_ELEMENTS))
-    how = chosen(known, quantization)
-    if calibration is not None and not (known == "int4" and how.method == "gptq"):
-        raise ExportError("a text to calibrate on goes with `--precision int4 --method gptq`; no other method reads it")
+    asked = quantization or QuantizationOptions()
+    how = chosen(known, asked)
     _check_opset(opset)
     check_target(directory, force=force)
     progress(f"reading {source}")
     read = _Read.of(source, progress)
     length = _length(read.source, read.facts, max_length)
     with _staged(directory, force=force) as staging:
-        made = _graphs(read, known, elements, how, length, opset, calibration, progress)
+        made = _graphs(read, known, elements, how, length, opset, asked.calibration, progress)
         progress("writing weights")
         save(made.graphs, staging, DATA_FILE)
         write_companions(read.source, read.tokenizer, read.generation, staging)
@@ -116,7 +113,8 @@ def export(
             passes=made.passes,
             weights=made.weights,
             rotations=made.rotations,
-            reduce_range=bool(made.weights) and bool(how.reduce_range),
+            quantization=in_force(known, asked, how),
+            reduce_range=how is not None and bool(made.weights) and bool(how.reduce_range),
             created=datetime.now(UTC).isoformat(timespec="seconds"),
         )
         record.write(staging)
@@ -164,7 +162,7 @@ def _graphs(
     read: _Read,
     precision: Precision,
     kv_cache: KvCache,
-    how: Quantization,
+    how: Quantization | None,
     length: int,
     opset: int,
     calibration: Path | None,
@@ -177,7 +175,9 @@ def _graphs(
     # Only what is quantized has to be found again.
     sought = model.named_parameters() if precision in FORMS else ()
     origins = Origins({name: each.detach().numpy() for name, each in sought if each.ndim <= 2})
-    passes = optimize(graph, length, length + padding_positions(facts.group), origins, rotate=bool(how.rotate))
+    passes = optimize(
+        graph, length, length + padding_positions(facts.group), origins, rotate=how is not None and bool(how.rotate)
+    )
     if kv_cache == "int8":
         progress("finding the ranges of keys and values")
         quantize_cache(graph, cache_scales(model, read.tokenizer, length))

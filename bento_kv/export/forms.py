@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
 import onnx_ir as ir
 
 from bento_kv.contract.files import MODEL_FILE
 from bento_kv.contract.precision import Precision
+from bento_kv.contract.weight_options import NAMES, OptionValue, QuantizationOptions, options_of
 from bento_kv.errors import ExportError
 from bento_kv.export.graph.origins import Origins
 from bento_kv.export.graph.projections import fold_transposes
@@ -18,7 +19,6 @@ from bento_kv.export.graph.weights import Calibrate, Quantization, Weights
 PREFILL_FILE = "prefill.onnx"
 
 Progress = Callable[[str], None]
-_EVERYTHING = frozenset(field.name for field in fields(Quantization))
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,12 +27,10 @@ class Form:
 
     Attributes:
         default: what is done unless asked otherwise.
-        choices: what of it can be chosen.
         store: quantizes a graph with its weights; the graphs by file name, the one for prompts first.
     """
 
     default: Quantization
-    choices: frozenset[str]
     store: Callable[[ir.Model, Weights, Quantization], dict[str, ir.Model]]
 
 
@@ -50,28 +48,33 @@ def _in_blocks(graph: ir.Model, weights: Weights, how: Quantization) -> dict[str
 
 
 FORMS: Mapping[Precision, Form] = {
-    "int8": Form(Quantization(reduce_range=False, rotate=True), frozenset({"reduce_range", "rotate"}), _in_columns),
-    "int4": Form(Quantization(reduce_range=True, rotate=False), _EVERYTHING, _in_blocks),
+    "int8": Form(Quantization(reduce_range=False, rotate=True), _in_columns),
+    "int4": Form(Quantization(reduce_range=True, rotate=False), _in_blocks),
 }
 
 
-def chosen(precision: Precision, asked: Quantization | None) -> Quantization:
-    """How to store weights: as asked, if that can be chosen, else by the precision's default.
+def chosen(precision: Precision, asked: QuantizationOptions) -> Quantization | None:
+    """How to store weights: as asked, and in all else as the precision has it; None of a precision of floats.
 
     Raises:
-        ExportError: it cannot be chosen for this precision.
+        ExportError: what is asked for does nothing.
     """
+    asked.check(precision)
     form = FORMS.get(precision)
-    if asked is None:
-        return form.default if form else Quantization()
-    usual = Quantization()
-    changed = {name for name in _EVERYTHING if getattr(asked, name) != getattr(usual, name)}
-    if form and changed <= form.choices:
-        left_open = {name: getattr(form.default, name) for name in _EVERYTHING if getattr(asked, name) is None}
-        return replace(asked, **left_open)
-    free = ", ".join(name for name, each in FORMS.items() if each.choices == _EVERYTHING)
-    but = f", where {', '.join(sorted(form.choices))} alone can" if form else ""
-    raise ExportError(f"how weights are quantized can be chosen for precision {free}, not for {precision}{but}")
+    if form is None:
+        return None
+    how = replace(form.default, **{name: value for name, value in asked.given.items() if name != "calibration"})
+    if asked.calibration is not None and how.method != "gptq":
+        raise ExportError(f"calibration does nothing with method {how.method}; gptq reads a text")
+    return how
+
+
+def in_force(precision: Precision, asked: QuantizationOptions, how: Quantization | None) -> dict[str, OptionValue]:
+    """The options by name, as the manifest has them; of a text to calibrate on its name alone."""
+    taken = {} if how is None else {name: getattr(how, name) for name in NAMES if name != "calibration"}
+    if asked.calibration is not None:
+        taken["calibration"] = asked.calibration.name
+    return {name: value for name, value in taken.items() if name in options_of(precision)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,19 +94,19 @@ class Quantized:
 def quantized(
     graph: ir.Model,
     precision: Precision,
-    how: Quantization,
+    how: Quantization | None,
     origins: Origins,
     calibrate: Calibrate,
     progress: Progress,
 ) -> Quantized:
     """The graphs of a precision."""
     form = FORMS.get(precision)
-    if form is None:
+    if form is None or how is None:
         return Quantized({MODEL_FILE: graph}, {}, 0)
     fold_transposes(graph)
     weights = Weights.find(graph, origins)
     count = 0
-    if how.method == "gptq" and form.choices == _EVERYTHING:
+    if how.method == "gptq" and "method" in options_of(precision):
         progress("calibrating on text")
         count = weights.calibrate(how, origins, calibrate)
     progress(f"quantizing to {precision}")

@@ -10,7 +10,7 @@ from typing import Any, get_args
 
 from pydantic import Field
 
-from bento_kv.engine.settings import Bounds, expectation, named
+from bento_kv.contract.settings import Bounds, expectation, named
 from bento_kv.errors import RequestError
 from bento_kv.server.jsontext import shorten
 

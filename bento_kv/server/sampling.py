@@ -6,8 +6,8 @@ import hashlib
 from dataclasses import replace
 from typing import Any
 
+from bento_kv.contract.settings import settings
 from bento_kv.engine.request import SamplingParams
-from bento_kv.engine.settings import settings
 from bento_kv.server.protocol import GenerationRequest
 
 # Those whose value is the engine's as it is; some of them are replaced below.

@@ -13,12 +13,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from bento_kv.contract.manifest import Manifest
 from bento_kv.contract.quantization import BlockWeights, side_by_side
 from bento_kv.contract.rotation import Rotated
+from bento_kv.contract.weight_options import QuantizationOptions
 from bento_kv.errors import ExportError
 from bento_kv.export.calibrate import calibrated_blocks
 from bento_kv.export.calibration_text import SEQUENCES, calibration_sequences
 from bento_kv.export.compensate import quantize_compensating
 from bento_kv.export.exporter import export
-from bento_kv.export.graph.weights import Quantization
 from bento_kv.export.quantize import quantize_blocks
 from tests import decoders
 
@@ -108,14 +108,14 @@ def test_moments_are_those_of_the_inputs_as_each_weight_meets_them() -> None:
 @pytest.mark.parametrize("rotate", [False, True])
 @pytest.mark.parametrize("architecture", ["llama", "qwen2"])
 def test_a_calibrated_decoder_is_proven(architecture: str, rotate: bool) -> None:
-    how = Quantization(method="gptq", block_size=32, rotate=rotate, symmetric=rotate)
+    how = QuantizationOptions(method="gptq", block_size=32, rotate=rotate, symmetric=rotate)
     directory = decoders.proven(decoders.source(architecture), precision="int4", quantization=how)
     manifest = Manifest.read(directory)
     assert manifest.passes["calibrate"] == sum("layers." in name for name in manifest.weights) > 0
 
 
 def test_experts_are_searched_and_the_rest_calibrated() -> None:
-    how = Quantization(method="gptq", block_size=32)
+    how = QuantizationOptions(method="gptq", block_size=32)
     directory = decoders.exported(decoders.source("mixtral"), precision="int4", quantization=how)
     manifest = Manifest.read(directory)
     assert 0 < manifest.passes["calibrate"] < len(manifest.weights)
@@ -144,5 +144,6 @@ def test_a_text_that_does_not_do_is_named(content: bytes, told: str, tmp_path: P
 
 @pytest.mark.parametrize("precision", ["fp32", "int8", "int4"])
 def test_a_text_that_nothing_reads_is_refused(precision: str, tmp_path: Path) -> None:
-    with pytest.raises(ExportError, match="--method gptq"):
-        export("demo", tmp_path / "d", precision=precision, calibration=Path(__file__))
+    how = QuantizationOptions(calibration=Path(__file__), method="search" if precision == "int4" else None)
+    with pytest.raises(ExportError, match=r"calibration does nothing with (precision|method) .*(int4 can take|gptq)"):
+        export("demo", tmp_path / "d", precision=precision, quantization=how)

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 
 from bento_kv.contract.manifest import Manifest
 from bento_kv.contract.plan import Exactness, StepPlan, StepRow
+from bento_kv.contract.weight_options import QuantizationOptions
 from bento_kv.errors import ExportError
 from bento_kv.export.exporter import export
-from bento_kv.export.graph.weights import Quantization
 from bento_kv.runtime.decoder import OnnxDecoder
 from tests import decoders
 
@@ -90,7 +90,7 @@ def test_every_linear_layer_is_quantized_and_known_by_its_parameters(decoder: Pa
 
 @pytest.mark.parametrize("head_bits", [4, 8])
 def test_what_two_graphs_share_is_stored_once(head_bits: int, source: Path) -> None:
-    directory = decoders.exported(source, precision="int4", quantization=Quantization(head_bits=head_bits))
+    directory = decoders.exported(source, precision="int4", quantization=QuantizationOptions(head_bits=head_bits))
     graphs = [onnx.load(directory / name, load_external_data=False).graph for name in ("prefill.onnx", "model.onnx")]
     places = [
         {t.name: [(e.key, e.value) for e in t.external_data] for t in graph.initializer if t.external_data}
@@ -107,16 +107,16 @@ def test_what_two_graphs_share_is_stored_once(head_bits: int, source: Path) -> N
 @pytest.mark.parametrize(
     "how",
     [
-        Quantization(block_size=32),
-        Quantization(block_size=64),
-        Quantization(block_size=128, head_bits=4),
-        Quantization(symmetric=False, method="rtn"),
-        Quantization(bits=8, block_size=32),
-        Quantization(edge_layers=1),
+        QuantizationOptions(block_size=32),
+        QuantizationOptions(block_size=64),
+        QuantizationOptions(block_size=128, head_bits=4),
+        QuantizationOptions(symmetric=False, method="rtn"),
+        QuantizationOptions(bits=8, block_size=32),
+        QuantizationOptions(edge_layers=1),
     ],
     ids=str,
 )
-def test_other_ways_of_storing_int4_weights_are_exact_too(how: Quantization, source: Path) -> None:
+def test_other_ways_of_storing_int4_weights_are_exact_too(how: QuantizationOptions, source: Path) -> None:
     directory = decoders.exported(source, precision="int4", quantization=how)
     ids = np.random.default_rng(3).integers(0, 250, 24).tolist()
     model = OnnxDecoder(directory, slots=3, exact="full")
@@ -129,21 +129,23 @@ def test_what_is_not_known_is_refused(source: Path, tmp_path: Path) -> None:
         export(str(source), tmp_path / "decoder", precision="int5")
     with pytest.raises(ExportError, match="kv_cache 'fp16' is not one of"):
         export(str(source), tmp_path / "decoder", kv_cache="fp16")
-    for precision, how in (("int8", Quantization(block_size=32)), ("fp32", Quantization())):
-        with pytest.raises(ExportError, match=f"int4, not for {precision}"):
-            export(str(source), tmp_path / "decoder", precision=precision, quantization=how)
+    for precision in ("int8", "fp32"):
+        # 128 is what int4 has unless asked otherwise: it is refused all the same.
+        for how in (QuantizationOptions(block_size=32), QuantizationOptions(block_size=128)):
+            with pytest.raises(ExportError, match=f"block_size does nothing with precision {precision}.*; int4 can"):
+                export(str(source), tmp_path / "decoder", precision=precision, quantization=how)
 
 
 @pytest.mark.parametrize(
     ("precision", "how", "top"),
     [
         ("int4", None, 64),
-        ("int4", Quantization(reduce_range=False), 127),
+        ("int4", QuantizationOptions(reduce_range=False), 127),
         ("int8", None, 127),
-        ("int8", Quantization(reduce_range=True), 64),
+        ("int8", QuantizationOptions(reduce_range=True), 64),
     ],
 )
-def test_the_range_of_columns(precision: str, how: Quantization | None, top: int, source: Path) -> None:
+def test_the_range_of_columns(precision: str, how: QuantizationOptions | None, top: int, source: Path) -> None:
     directory = decoders.exported(source, precision=precision, quantization=how)
     manifest = Manifest.read(directory)
     assert manifest.reduce_range == (top == 64)
@@ -164,7 +166,7 @@ def test_zero_points_are_made_once_for_all_layers(source: Path) -> None:
 
 def test_layers_at_the_edges_can_keep_8_bits() -> None:
     source = decoders.source(num_hidden_layers=4)
-    directory = decoders.exported(source, precision="int4", quantization=Quantization(edge_layers=1))
+    directory = decoders.exported(source, precision="int4", quantization=QuantizationOptions(edge_layers=1))
     nodes = onnx.load(directory / "model.onnx", load_external_data=False).graph.node
     blocks = {name for node in nodes if node.op_type == "MatMulNBits" for name in node.input[1:2]}
     weights = Manifest.read(directory).weights

@@ -12,9 +12,9 @@ from transformers import AutoModelForCausalLM
 from bento_kv.contract.manifest import Manifest
 from bento_kv.contract.rotation import Rotated, rotate, rotation
 from bento_kv.contract.verification import Verification
+from bento_kv.contract.weight_options import QuantizationOptions
 from bento_kv.errors import ExportError
 from bento_kv.export.exporter import export
-from bento_kv.export.graph.weights import Quantization
 from bento_kv.proof.parity import TorchReference
 from bento_kv.proof.proof import prove
 from tests.zoo import save_model
@@ -57,7 +57,7 @@ def with_outliers(source: Path) -> Path:
 
 
 def proven(source: Path, directory: Path, **how: bool) -> Verification:
-    export(str(source), directory, precision="int8", quantization=Quantization(**how) if how else None)
+    export(str(source), directory, precision="int8", quantization=QuantizationOptions(**how) if how else None)
     return prove(directory, lambda manifest: TorchReference(str(source), manifest))
 
 
@@ -105,5 +105,5 @@ def test_a_rotation_that_the_manifest_tells_wrongly_has_no_proof(tmp_path: Path)
 
 
 def test_floats_have_nothing_to_rotate(tmp_path: Path) -> None:
-    with pytest.raises(ExportError, match="not for fp32"):
-        export("demo", tmp_path / "decoder", quantization=Quantization(rotate=True))
+    with pytest.raises(ExportError, match="rotate does nothing with precision fp32; int4 and int8 can take it"):
+        export("demo", tmp_path / "decoder", quantization=QuantizationOptions(rotate=True))

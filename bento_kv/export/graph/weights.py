@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from bento_kv.contract.quantization import BlockWeights, side_by_side
 from bento_kv.contract.rotation import Rotated
+from bento_kv.contract.weight_options import Method
 from bento_kv.export.compensate import quantize_compensating
 from bento_kv.export.graph.nodes import array_of, chooses
 from bento_kv.export.graph.origins import Origins
@@ -20,8 +21,6 @@ from bento_kv.export.quantize import quantize_blocks, quantize_columns
 _LEAST_WIDTH = 32
 _LEAST_BLOCK = 16
 COLUMN_BITS = 8
-
-Method = Literal["rtn", "search", "gptq"]
 
 Arrays = dict[str, NDArray[np.generic]]
 Quantize = Callable[[NDArray[np.float32], NDArray[np.float64]], BlockWeights]

@@ -9,7 +9,8 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import MISSING, dataclass, field, fields
 from functools import cache
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,9 +68,16 @@ class Setting:
     unit: str | None = None
 
     @property
-    def choices(self) -> tuple[str, ...]:
-        """The values it may have, if they can be listed."""
-        return get_args(self.type) if get_origin(self.type) is Literal else ()
+    def choices(self) -> tuple[Any, ...]:
+        """The values it may have when it is set, if they can be listed."""
+        return get_args(self.kind) if get_origin(self.kind) is Literal else ()
+
+    @property
+    def kind(self) -> Any:
+        """Its type when it is set."""
+        union = get_args(self.type) if get_origin(self.type) in (Union, UnionType) else (self.type,)
+        kinds = [kind for kind in union if kind is not NoneType]
+        return kinds[0] if len(kinds) == 1 else self.type
 
     @property
     def expected(self) -> str:
@@ -81,7 +89,7 @@ class Setting:
     def admits(self, value: Any) -> bool:
         """Whether the value is in range; None always is, where the type allows it."""
         if self.choices:
-            return value in self.choices
+            return value in self.choices or (value is None and self.kind is not self.type)
         return value is None or self.bounds is None or value in self.bounds
 
 

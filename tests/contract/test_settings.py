@@ -6,10 +6,10 @@ import math
 
 import pytest
 
+from bento_kv.contract.settings import Bounds, Setting, expectation, named, settings
 from bento_kv.engine.config import EngineConfig
 from bento_kv.engine.deadlines import Deadlines
 from bento_kv.engine.request import SamplingParams
-from bento_kv.engine.settings import Bounds, Setting, expectation, named, settings
 
 
 @pytest.mark.parametrize(
