@@ -23,7 +23,14 @@ from bento_kv.bento.middleware import NoRefusals, Refusal, mend_middleware
 from bento_kv.bento.runnable import OnnxDecoderRunnable
 from bento_kv.bento.starting import settle, starting, supervise
 from bento_kv.bento.supervisor import pass_second_signal_on
-from bento_kv.bento.uvicorn_server import app_of, believe_no_header, bound_connections, running_server, take_turns
+from bento_kv.bento.uvicorn_server import (
+    app_of,
+    believe_no_header,
+    bound_connections,
+    keep_connections,
+    running_server,
+    take_turns,
+)
 from bento_kv.engine.request import RequestOptions
 from bento_kv.errors import BentoKVError
 from bento_kv.server.app import BODIES, DEFAULT_MAX_BODY_BYTES, RequireApiKey, openai_app
@@ -96,6 +103,7 @@ class LanguageModel:
         if threading.current_thread() is threading.main_thread():  # as in every worker; a test client has no signals
             if (server := running_server()) is not None:
                 bound_connections(server, ConnectionLimits(connections=config.max_connections))
+                keep_connections(server)
                 believe_no_header(server)
                 mend_middleware(app_of(server))
                 take_turns(server)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import resource
 import signal
+import sys
 from dataclasses import replace
 
 import uvicorn
@@ -14,6 +15,9 @@ from uvicorn.middleware.proxy_headers import ProxyHeadersMiddleware
 from bento_kv.server.connections import ConnectionLimits, bounded
 from bento_kv.server.turnstile import Turnstile
 
+# Clients keep unused connections for a while, and one that the server closes first is reset under a request that is on its
+# way. httpx and openai keep them for 5 s, as uvicorn does, aiohttp for 15 s, load balancers for 60 s; nginx serves with 75 s.
+_KEEP_ALIVE_SECONDS = 75
 _OTHER_DESCRIPTORS = 64  # that a process has besides connections: files of the model and of metrics, its event loop's
 
 
@@ -36,6 +40,12 @@ def bound_connections(server: uvicorn.Server, limits: ConnectionLimits) -> None:
         limits = replace(limits, connections=max(1, min(limits.connections, descriptors - _OTHER_DESCRIPTORS)))
     server.config.http_protocol_class = bounded(server.config.http_protocol_class, limits)
     server.config.ws_protocol_class = None  # nothing here speaks it, and its connections would be out of bounds
+
+
+def keep_connections(server: uvicorn.Server) -> None:
+    """Keep unused connections for longer than clients do, unless who runs the server has said for how long."""
+    if not any(word.partition("=")[0] == "--timeout-keep-alive" for word in sys.argv):
+        server.config.timeout_keep_alive = _KEEP_ALIVE_SECONDS
 
 
 def believe_no_header(server: uvicorn.Server) -> None:

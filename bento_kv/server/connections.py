@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import math
 import struct
 import termios
 from collections import Counter
-from collections.abc import Iterable
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
@@ -30,19 +30,24 @@ if TYPE_CHECKING:
         cycle: _Cycle | None
         flow: _Flow
         loop: asyncio.AbstractEventLoop
+        timeout_keep_alive_task: asyncio.TimerHandle | None
         transport: asyncio.Transport
 
         def shutdown(self) -> None: ...
+
+        def timeout_keep_alive_handler(self) -> None: ...
 
 else:
     _Base = object
 
 _LOOK_SECONDS = 1.0  # how often a connection is looked at, and with it how exact its limits are
+_READING_SECONDS = 0.01  # in which the event loop reads what has come
+_SHARE = 3 / 4  # of the connections that other addresses leave, for one address
 _NO_ROOM = problem_of(
     EngineClosedError("The server has no room for this connection, or is shutting down; try again later."),
     request_id="",
 )
-Phase = Literal["head", "body", "answer", "unread"]
+Phase = Literal["idle", "head", "body", "answer", "unread"]
 
 
 class _Cycle(Protocol):
@@ -64,9 +69,12 @@ class ConnectionLimits:
     """What connections of one process may take.
 
     Attributes:
-        connections: at once. One more takes the place of one that waits for its client, to ask or to read: of the address
-            that has the most, the one that has waited longest. If none waits, it gets 503.
-        head_seconds: to the end of the next request's head, from the connection's beginning or the last answer's end.
+        connections: at once, of which an address has three quarters of what others leave at most, so that no address can
+            fill them. One more takes the place of one that waits for its client, to ask or to read: of the address that
+            has the most, the one that has waited longest, but of none that has fewer than its own. If there is none such,
+            it gets 503.
+        head_seconds: to the end of the next request's head, from the connection's beginning or the last answer's end. While
+            nothing of a next request has come, uvicorn's `timeout_keep_alive` holds instead.
         body_seconds: from there to the end of its body; 408 after that.
         unread_seconds: in which a client that leaves an answer unread has to take some of it.
     """
@@ -91,12 +99,14 @@ class _Bounded(_Base):
     _state: tuple[Phase, object] = ("head", None)
     _since = 0.0  # when it was first seen in that state
     _looking: asyncio.TimerHandle | None = None
+    host = ""  # the address of its client, as clients are told apart
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
+        self.host = network((transport.get_extra_info("peername") or ("",))[0])
         self._since = self.loop.time()
         self._looking = self.loop.call_later(_LOOK_SECONDS, self._look)
-        if len(self.connections) > self.limits.connections and not _make_room(self.connections - {self}):
+        if not self._has_room():
             self._end(_NO_ROOM)
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -106,19 +116,28 @@ class _Bounded(_Base):
 
     def shutdown(self) -> None:
         """The server stops. Who has not sent a whole request yet is told to ask another one."""
-        if self._phase() == "body":
+        phase = self._phase()
+        if phase == "body":
             self._end(_NO_ROOM)
+        elif phase == "idle" and _has_unread(self.transport):
+            self.loop.call_later(_READING_SECONDS, self.shutdown)
         else:
             super().shutdown()
 
-    @property
-    def host(self) -> str:
-        """The address of its client, as clients are told apart."""
-        return network((self.transport.get_extra_info("peername") or ("",))[0])
+    def timeout_keep_alive_handler(self) -> None:
+        """Its client has not asked again for as long as it may, unless the next request has come and was not read yet: to
+        close then would reset the connection under a client that has done nothing wrong."""
+        if _has_unread(self.transport):
+            self.timeout_keep_alive_task = self.loop.call_later(_READING_SECONDS, self.timeout_keep_alive_handler)
+        else:
+            super().timeout_keep_alive_handler()
 
     def waiting_since(self) -> float | None:
         """When it began to wait for its client; None if it does not."""
-        return self._since if self._phase() != "answer" else None
+        phase = self._phase()
+        if phase == "answer" or (phase == "idle" and _has_unread(self.transport)):
+            return None
+        return self._since
 
     def give_place(self) -> None:
         """End, for another one."""
@@ -127,13 +146,28 @@ class _Bounded(_Base):
         else:
             self._end(_NO_ROOM)
 
+    def _has_room(self) -> bool:
+        """Whether there is room for it, or one of the others gives its place, as `ConnectionLimits.connections` says."""
+        ours = [each for each in self.connections if isinstance(each, _Bounded)]
+        crowd = Counter(each.host for each in ours)
+        mine = crowd[self.host]
+        if mine <= math.ceil(_SHARE * (self.limits.connections - (len(ours) - mine))):
+            return True
+        others = [each for each in ours if each is not self and crowd[each.host] >= mine]
+        waiting = {each: since for each in others if (since := each.waiting_since()) is not None}
+        if not waiting:
+            return False
+        min(waiting, key=lambda each: (-crowd[each.host], waiting[each])).give_place()
+        return True
+
     def _look(self) -> None:
         """End the connection if it has been in its phase for too long, and look again later."""
         if self not in self.connections:
             return  # another protocol has taken it over
         phase = self._phase()
         limit = self.limits.of(phase)
-        if limit is not None and self.loop.time() - self._since > limit:
+        coming = phase == "head" and _has_unread(self.transport)
+        if limit is not None and self.loop.time() - self._since > limit and not coming:
             if phase == "unread":
                 self.transport.abort()
                 return
@@ -150,9 +184,11 @@ class _Bounded(_Base):
         """The phase, and what differs when the phase has begun anew."""
         cycle = self.cycle
         if self.flow.write_paused or self.transport.is_closing():
-            return "unread", _unread_bytes(self.transport)
-        if cycle is None or cycle.response_complete:
-            return "head", cycle
+            return "unread", _untaken_bytes(self.transport)
+        if cycle is None:
+            return "head", None
+        if cycle.response_complete:
+            return ("head" if cycle.more_body or self.timeout_keep_alive_task is None else "idle"), cycle
         return ("body" if cycle.more_body else "answer"), cycle
 
     def _end(self, problem: Problem | None) -> None:
@@ -166,22 +202,20 @@ class _Bounded(_Base):
         self.transport.close()
 
 
-def _make_room(connections: Iterable[Any]) -> bool:
-    """End one of the connections that wait for their clients, as `ConnectionLimits.connections` says; False if none does."""
-    ours = [each for each in connections if isinstance(each, _Bounded)]
-    waiting = {each: since for each in ours if (since := each.waiting_since()) is not None}
-    if not waiting:
-        return False
-    crowd = Counter(each.host for each in ours)
-    min(waiting, key=lambda each: (-crowd[each.host], waiting[each])).give_place()
-    return True
-
-
-def _unread_bytes(transport: asyncio.Transport) -> int:
+def _untaken_bytes(transport: asyncio.Transport) -> int:
     """What was written and the client has not taken: what waits here, and what the kernel has, which takes it in large
     pieces only."""
-    (queued,) = struct.unpack("i", fcntl.ioctl(transport.get_extra_info("socket"), termios.TIOCOUTQ, bytes(4)))
-    return transport.get_write_buffer_size() + int(queued)
+    return transport.get_write_buffer_size() + _kernel_bytes(transport, termios.TIOCOUTQ)
+
+
+def _has_unread(transport: asyncio.Transport) -> bool:
+    """Whether the kernel has something from the client that the event loop has not read yet."""
+    return not transport.is_closing() and _kernel_bytes(transport, termios.FIONREAD) > 0
+
+
+def _kernel_bytes(transport: asyncio.Transport, queue: int) -> int:
+    (count,) = struct.unpack("i", fcntl.ioctl(transport.get_extra_info("socket"), queue, bytes(4)))
+    return int(count)
 
 
 def _raw(problem: Problem) -> bytes:

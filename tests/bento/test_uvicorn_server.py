@@ -18,7 +18,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 from starlette.routing import Route
 
-from bento_kv.bento.uvicorn_server import believe_no_header, bound_connections
+from bento_kv.bento.uvicorn_server import believe_no_header, bound_connections, keep_connections
 from bento_kv.server.connections import ConnectionLimits
 
 
@@ -55,6 +55,19 @@ def test_a_client_is_where_it_connects_from(
         monkeypatch.setenv("FORWARDED_ALLOW_IPS", believed)
     with running() as port:
         assert httpx.get(f"http://127.0.0.1:{port}/", headers={"X-Forwarded-For": "192.0.2.1"}).text == expected
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"), [([], 75), (["--timeout-keep-alive", "5"], 5), (["--timeout-keep-alive=7"], 7)]
+)
+def test_unused_connections_are_kept_for_longer_than_clients_keep_them(
+    said: list[str], expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.argv", ["worker", *said])
+    given = int(said[-1].rpartition("=")[2]) if said else 5  # as the worker's command line has been read
+    server = uvicorn.Server(uvicorn.Config(Starlette(), timeout_keep_alive=given, log_config=None))
+    keep_connections(server)
+    assert server.config.timeout_keep_alive == expected
 
 
 def test_a_handshake_for_websockets_is_a_plain_request(caplog: pytest.LogCaptureFixture) -> None:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import socket
+import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -17,6 +18,7 @@ from bento_kv.server.connections import ConnectionLimits
 from tests.server.world import JSON, MODEL, World, serving
 
 HEAD = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n"
+MODELS = b"GET /v1/models HTTP/1.1\r\nHost: x\r\n\r\n"
 QUICK: dict[str, Any] = {"model": MODEL, "prompt": "say:quick|"}
 PATIENCE = 60  # seconds; a guard, not a measurement
 
@@ -55,6 +57,20 @@ def whole(body: dict[str, Any], path: bytes = b"/v1/completions") -> bytes:
     return (HEAD % len(content)).replace(b"/v1/completions", path) + content
 
 
+def read_answer(connection: socket.socket) -> bytes:
+    """The head and the body of one answer, of a connection that goes on."""
+    received = b""
+    while b"\r\n\r\n" not in received or len(received.partition(b"\r\n\r\n")[2]) < length_of(received):
+        part = connection.recv(65536)
+        assert part, received
+        received += part
+    return received
+
+
+def length_of(answer: bytes) -> int:
+    return int(answer.partition(b"content-length: ")[2].split()[0])
+
+
 def is_served(world: World) -> bool:
     return httpx.post(f"{world.url}/v1/completions", json=QUICK, timeout=PATIENCE).status_code == 200
 
@@ -70,6 +86,8 @@ def until_gone(world: World) -> None:
 @pytest.mark.parametrize("sent", [b"", HEAD[:30], HEAD[:-4], b"P", b"GET /v1/models HTTP/1.1\r\nHost: x\r\n\r\nGET"])
 def test_a_head_that_does_not_come_ends_the_connection(sent: bytes) -> None:
     with bounded(head_seconds=0.3) as world:
+        assert world.server is not None
+        world.server.config.timeout_keep_alive = 1
         received = read_to_end(connect(world, sent))
         assert received == b"" or received.startswith(b"HTTP/1.1 200")
         until_gone(world)
@@ -139,7 +157,7 @@ def test_who_reads_slowly_is_served_to_the_end() -> None:
     with serving(connection_limits=ConnectionLimits(unread_seconds=0.5)) as world:
         connection = connect(world, whole(body, b"/v1/tokenize"), receive_buffer=65536)
         received = connection.recv(65536)
-        length = int(received.partition(b"content-length: ")[2].split()[0])
+        length = length_of(received)
         while len(received) < length:
             time.sleep(0.03)
             part = connection.recv(65536)
@@ -175,6 +193,80 @@ def test_where_all_are_served_one_more_is_refused() -> None:
         for connection in busy:
             assert connection.recv(100)
             connection.close()
+
+
+def test_an_address_leaves_room_for_others() -> None:
+    """One that has its share, all of them at work, is refused one more; who comes from elsewhere is served."""
+    with bounded(connections=8) as world:
+        busy = [connect(world, whole({"model": MODEL, "prompt": "go on", "stream": True})) for _ in range(6)]
+        for connection in busy:
+            assert connection.recv(100).startswith(b"HTTP/1.1 200")
+        assert read_to_end(connect(world, b"")).startswith(b"HTTP/1.1 503")
+        live = b"GET /v1/models HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
+        for host in ("127.0.0.2", "127.0.0.3"):
+            other = socket.create_connection(world.address, PATIENCE, source_address=(host, 0))
+            other.sendall(live)
+            assert read_to_end(other).startswith(b"HTTP/1.1 200")
+        for connection in busy:
+            assert connection.recv(100)
+            connection.close()
+
+
+def test_a_crowd_takes_the_place_of_none_who_has_fewer() -> None:
+    with bounded(connections=4) as world:
+        other = socket.create_connection(world.address, PATIENCE, source_address=("127.0.0.2", 0))
+        busy = [connect(world, whole({"model": MODEL, "prompt": "go on", "stream": True})) for _ in range(3)]
+        for connection in busy:
+            assert connection.recv(100).startswith(b"HTTP/1.1 200")
+        assert read_to_end(connect(world, b"")).startswith(b"HTTP/1.1 503")
+        other.sendall(b"GET /v1/models HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+        assert read_to_end(other).startswith(b"HTTP/1.1 200")
+        for connection in busy:
+            connection.close()
+
+
+def in_one_round(world: World, *works: Callable[[], object]) -> None:
+    """Do things one behind the other in the server's event loop, which reads nothing meanwhile."""
+    done = threading.Event()
+    assert world.server is not None
+    (connection,) = world.server.server_state.connections
+
+    def do() -> None:
+        for work in works:
+            work()
+        done.set()
+
+    connection.loop.call_soon_threadsafe(do)
+    assert done.wait(PATIENCE)
+
+
+@pytest.mark.parametrize("ending", ["its time is over", "another one comes", "the server stops"])
+def test_a_request_that_has_come_is_answered_though_nobody_has_read_it_yet(ending: str) -> None:
+    """A client that uses its connection again at the moment in which the server is about to close it."""
+    with bounded(connections=1) as world, connect(world, MODELS) as connection:
+        assert read_answer(connection).startswith(b"HTTP/1.1 200")
+        assert world.server is not None
+        (kept,) = world.server.server_state.connections
+        end = {
+            "its time is over": kept.timeout_keep_alive_handler,
+            "another one comes": lambda: kept.waiting_since() is None or kept.give_place(),
+            "the server stops": kept.shutdown,
+        }[ending]
+
+        def come() -> None:
+            connection.sendall(MODELS)
+            time.sleep(0.05)  # the kernel hands it over
+
+        in_one_round(world, come, end)
+        assert read_answer(connection).startswith(b"HTTP/1.1 200")
+
+
+def test_a_connection_is_kept_for_longer_than_a_head_may_take() -> None:
+    with bounded(head_seconds=0.2) as world, connect(world, b"") as connection:
+        for _ in range(3):
+            connection.sendall(MODELS)
+            assert read_answer(connection).startswith(b"HTTP/1.1 200")
+            time.sleep(0.5)
 
 
 def test_who_does_not_read_gives_place() -> None:
