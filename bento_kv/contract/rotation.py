@@ -51,9 +51,10 @@ class Rotated(Record):
 
 
 def rotate(values: Floats, size: int) -> Floats:
-    """Values `[..., n]` turned along the last axis, in pieces of `size`; computed in float64."""
-    pieces = values.reshape(*values.shape[:-1], -1, size)
-    turned: Floats = (pieces @ rotation(size)).astype(np.float32).reshape(values.shape)
+    """Values `[..., n]` turned along the last axis, in pieces of `size`, by `rotation(size)`; computed in float64."""
+    signs, rest, power = _factors(size)
+    pieces = values.reshape(-1, len(rest), len(power)) * signs
+    turned: Floats = (rest.T @ (pieces @ power)).astype(np.float32).reshape(values.shape)
     return turned
 
 
@@ -64,14 +65,20 @@ def rotation(size: int) -> NDArray[np.float64]:
     Sylvester's Hadamard matrix for the largest power of two in `size`, times (Kronecker) a random orthogonal matrix for what
     is left, its rows' signs drawn at random; always the same for a size.
     """
+    signs, rest, power = _factors(size)
+    matrix: NDArray[np.float64] = np.kron(rest, power) * signs.reshape(-1, 1)
+    return matrix
+
+
+@cache
+def _factors(size: int) -> tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]:
+    """The signs `[r, p]`, the matrix for what is left `[r, r]` and Hadamard's `[p, p]`, `size` being `r * p`."""
     rng = np.random.default_rng(_SEED)
-    power = size & -size
-    matrix = np.ones((1, 1))
-    while len(matrix) < power:
-        matrix = np.block([[matrix, matrix], [matrix, -matrix]])
-    matrix /= np.sqrt(power)
-    rest = size // power
-    if rest > 1:
-        matrix = np.kron(np.linalg.qr(rng.standard_normal((rest, rest)))[0], matrix)
-    signs: NDArray[np.float64] = rng.choice([-1.0, 1.0], size)[:, None]
-    return matrix * signs
+    length = size & -size
+    power = np.ones((1, 1))
+    while len(power) < length:
+        power = np.block([[power, power], [power, -power]])
+    power /= np.sqrt(length)
+    left = size // length
+    rest = np.linalg.qr(rng.standard_normal((left, left)))[0] if left > 1 else np.ones((1, 1))
+    return rng.choice([-1.0, 1.0], size).reshape(left, length), rest, power
