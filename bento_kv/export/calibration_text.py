@@ -37,7 +37,7 @@ def calibration_sequences(tokenizer: Any, max_length: int, file: Path | None = N
     text = "\n\n".join(_documentation()) if file is None else _read(file)
     length = min(LENGTH, max_length)
     begin = [tokenizer.bos_token_id] if tokenizer("a")["input_ids"][0] == tokenizer.bos_token_id else []
-    ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    ids: list[int] = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
     if len(ids) < _SHORTEST:
         what = file or "Python's documentation (is it run with -OO?)"
         raise ExportError(f"{what} has {len(ids)} tokens, too few to calibrate on; give some thousands of words")

@@ -49,7 +49,7 @@ def _in_blocks(graph: ir.Model, weights: Weights, how: Quantization) -> dict[str
 
 FORMS: Mapping[Precision, Form] = {
     "int8": Form(Quantization(reduce_range=False, rotate=True), _in_columns),
-    "int4": Form(Quantization(reduce_range=True, rotate=False), _in_blocks),
+    "int4": Form(Quantization(reduce_range=True, rotate=True), _in_blocks),
 }
 
 

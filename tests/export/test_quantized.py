@@ -90,7 +90,8 @@ def test_every_linear_layer_is_quantized_and_known_by_its_parameters(decoder: Pa
 
 @pytest.mark.parametrize("head_bits", [4, 8])
 def test_what_two_graphs_share_is_stored_once(head_bits: int, source: Path) -> None:
-    directory = decoders.exported(source, precision="int4", quantization=QuantizationOptions(head_bits=head_bits))
+    how = QuantizationOptions(head_bits=head_bits, rotate=False)  # turned, the embedding is not the head
+    directory = decoders.exported(source, precision="int4", quantization=how)
     graphs = [onnx.load(directory / name, load_external_data=False).graph for name in ("prefill.onnx", "model.onnx")]
     places = [
         {t.name: [(e.key, e.value) for e in t.external_data] for t in graph.initializer if t.external_data}

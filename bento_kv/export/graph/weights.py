@@ -44,14 +44,14 @@ class Quantization:
         reduce_range: columns use 7 of their 8 bits. On processors without VNNI their products are faster then, and weights
             need not be converted when a graph is opened; nothing to `int4` blocks, and coarser only than 8 bits. Unless
             set, as the precision needs it: `int4` does, `int8` does not.
-        rotate: spread the few large channels of activations over all, see `graph.rotation`; unless set, `int8` does, whose
-            activations share a scale a token, and `int4` does not, whose activations have a scale a block.
+        rotate: spread the few large channels of activations over all, where that can be done exactly, see `graph.rotation`;
+            unless set, yes.
     """
 
     bits: int = 4
-    block_size: int = 128
+    block_size: int = 32
     symmetric: bool = True
-    method: Method = "search"
+    method: Method = "gptq"
     head_bits: int = 8
     edge_layers: int = 0
     reduce_range: bool | None = None
