@@ -186,7 +186,10 @@ def _torch_model(reference: str | None) -> Callable[[], NumericReference] | None
 
     def load() -> NumericReference:
         from bento_kv.proof.parity import TorchReference
+        from bento_kv.runtime.memory import may_map
+        from bento_kv.source import ModelSource
 
-        return TorchReference(reference, None)
+        with may_map(ModelSource.find(reference).weight_files()):
+            return TorchReference(reference, None)
 
     return load

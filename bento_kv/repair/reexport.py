@@ -11,6 +11,8 @@ from bento_kv.repair.files import read, write
 from bento_kv.repair.interface import interface_of
 from bento_kv.repair.records import Change
 from bento_kv.runtime.interface import Interface
+from bento_kv.runtime.memory import may_map
+from bento_kv.source import ModelSource
 
 
 def reexport(old: Path, reference: str, file: Path, *, progress: Callable[[str], None]) -> list[Change]:
@@ -31,7 +33,8 @@ def reexport(old: Path, reference: str, file: Path, *, progress: Callable[[str],
     positions = mask = True
     if interface is not None:
         positions, mask = interface.positions is not None, interface.mask is not None
-    export_growing(reference, file, positions=positions, mask=mask, progress=progress)
+    with may_map(ModelSource.find(reference).weight_files()):
+        export_growing(reference, file, positions=positions, mask=mask, progress=progress)
     if interface is not None:
         model = read(file)
         changes += adapt(model, interface)

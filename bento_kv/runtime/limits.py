@@ -15,15 +15,14 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
-from typing import Any
 
 import numpy as np
 import onnxruntime as ort
-import psutil
 from numpy.typing import NDArray
 
 from bento_kv.errors import GraphLimitError
 from bento_kv.host import available_memory
+from bento_kv.runtime.memory import within_memory
 
 _GRACE = 15.0  # seconds that a node may go on after its run was told to end
 _NOT_DONE = 2  # the exit code of a command that could not judge
@@ -39,14 +38,14 @@ _ENDED = "terminate flag"
 
 @contextmanager
 def within_limits(seconds: float) -> Iterator[None]:
-    """Let no run of a graph take longer, and this process take no more memory than the machine has left.
+    """Let no run of a graph take longer, and this process take no more memory of its own than the machine has left.
 
     Args:
         seconds: that one run, or one load, may take.
     """
     token = _SECONDS.set(seconds)
     try:
-        with _memory(available_memory()):
+        with within_memory(available_memory()):
             yield
     finally:
         _SECONDS.reset(token)
@@ -129,22 +128,3 @@ def _give_up(what: str, seconds: float) -> None:
         sys.stderr.write(f"Error: {_too_long(what, seconds)}\n")
         sys.stderr.flush()
     os._exit(_NOT_DONE)
-
-
-@contextmanager
-def _memory(room: int) -> Iterator[None]:
-    """Let this process take so many bytes more, where the system has such a limit."""
-    try:
-        import resource
-    except ImportError:  # Windows
-        yield
-        return
-    soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
-    taken = int(getattr(psutil.Process().memory_info(), "data", 0))
-    wanted = taken + room
-    limits: tuple[Any, Any] = (wanted if soft == resource.RLIM_INFINITY else min(soft, wanted), hard)
-    resource.setrlimit(resource.RLIMIT_DATA, limits)
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_DATA, (soft, hard))

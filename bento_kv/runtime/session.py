@@ -12,6 +12,7 @@ import onnxruntime as ort
 from bento_kv.errors import DecoderError, IntegrityError, first_line
 from bento_kv.host import available_cpus
 from bento_kv.runtime.limits import raise_if_limit, timed
+from bento_kv.runtime.memory import external_files, may_map
 
 
 def open_session(
@@ -52,7 +53,7 @@ def open_session(
     # all weights when it opens the graph; where there are such instructions, nothing changes.
     options.add_session_config_entry("session.x64quantprecision", "0" if reduce_range else "1")
     try:
-        with timed(f"loading {model.name}"):
+        with timed(f"loading {model.name}"), may_map(external_files(model)):
             session = ort.InferenceSession(str(model), options, providers=wanted)
     except Exception as error:  # onnxruntime's exceptions share no base class of their own
         raise_if_limit(error)
