@@ -258,10 +258,11 @@ def run(options: argparse.Namespace) -> Json:
 
 def decoder_of(source: str, options: argparse.Namespace) -> Path:
     """The directory of the decoder that the server made of a source."""
-    from bento_kv.bento.build import store_name
+    from bento_kv import VerifiedDecoder
     from bento_kv.bento.store import get
 
-    return Path(get(store_name(source, options.precision, "fp32", options.max_length)).path)
+    made = VerifiedDecoder(source, precision=options.precision, max_length=options.max_length)
+    return Path(get(made.tag.name).path)
 
 
 def main() -> None:

@@ -102,13 +102,12 @@ def growing(model: str | Path = "llama", **options: Any) -> Path:
 
 def stored(model: str | Path = DEMO, **options: Any) -> Any:
     """A proven decoder in the model store, where a service finds it instead of making it."""
-    from bento_kv.bento.build import asked_facts, store_name
+    from bento_kv.bento.build import VerifiedDecoder
     from bento_kv.bento.store import save_model
 
     place = _place(model)
-    asked = {"precision": "fp32", "kv_cache": "fp32", "max_length": None, **options}
-    metadata = asked_facts(place, asked["max_length"])
-    return save_model(store_name(place, **asked), proven(model, **options), metadata=metadata)
+    reference = VerifiedDecoder(place, **options)
+    return save_model(str(reference.tag), proven(model, **options), metadata=reference.asked.facts())
 
 
 def prove(directory: Path, place: str | Path) -> Any:

@@ -7,17 +7,19 @@ import difflib
 import json
 import sys
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Annotated, Any
 
 import bentoml
 import yaml
-from bentoml.exceptions import InvalidArgument
-from pydantic import BaseModel, ConfigDict, Field, create_model
+from bentoml.exceptions import BentoMLException, InvalidArgument
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model
 
+from bento_kv.contract.precision import AskedPrecision, KvCache
 from bento_kv.contract.settings import Bounds, Setting, setting, settings
+from bento_kv.contract.weight_options import NAMES, QuantizationOptions
 from bento_kv.engine.config import EngineConfig
 from bento_kv.server.fields import constraints
 
@@ -29,8 +31,12 @@ class ServiceConfig:
     model: str = setting(
         "demo", "a Hugging Face directory or hub id, a decoder directory, a model store tag, or `demo`"
     )
-    precision: str = setting("fp32", "of the weights: fp32, int8 or int4")
-    kv_cache: str = setting("fp32", "element type of the KV cache: fp32 or int8")
+    precision: AskedPrecision | None = setting(
+        None,
+        "of the weights; `auto` takes the one of the fewest bits whose proof passes. Unless set, a model is exported to "
+        "fp32, and a decoder is taken as it is",
+    )
+    kv_cache: KvCache | None = setting(None, "element type of the KV cache; as `precision` unless set")
     model_id: str | None = setting(
         None, "the model's name in answers; its hub id or the folder's name unless set, and clients may use these too"
     )
@@ -56,21 +62,29 @@ class ServiceConfig:
     )
     workers: int = setting(1, "processes; they share CPUs, slots and queue", bounds=Bounds(ge=1))
     event_log: Path | None = setting(None, "a file for a line of JSON per event of each request; none unless set")
+    quantization: QuantizationOptions = field(default_factory=QuantizationOptions)  # each of its fields is an argument
 
 
 def argument_settings() -> tuple[Setting, ...]:
     """Every argument, in order."""
-    return (*settings(ServiceConfig), *settings(EngineConfig))
+    return (*settings(ServiceConfig), *settings(QuantizationOptions), *settings(EngineConfig))
 
 
 def _field(each: Setting) -> tuple[Any, Any]:
-    return each.type, Field(each.default, description=each.words, **constraints(each.type, each.bounds))
+    numbers = each.choices and not isinstance(each.choices[0], str)
+    kind = Annotated[each.type, BeforeValidator(_number)] if numbers else each.type
+    return kind, Field(each.default, description=each.words, **constraints(each.type, each.bounds))
+
+
+def _number(word: Any) -> Any:
+    """A choice among numbers, of a command line that knows words alone."""
+    return int(word) if isinstance(word, str) and word.isdecimal() else word
 
 
 # Under which a bento of the packaged service has its decoder.
 DECODER_ALIAS = "bento_kv.decoder"
 # What a bento's decoder was made with. Slots may still be made shorter than it allows (`max_length`).
-BUILT_IN = ("model", "precision", "kv_cache")
+BUILT_IN = ("model", "precision", "kv_cache", *NAMES)
 
 _FIELDS: dict[str, Any] = {each.name: _field(each) for each in argument_settings()}
 # A model for BentoML, made of the two dataclasses; it names every argument that it does not know.
@@ -87,8 +101,9 @@ def read_arguments() -> tuple[ServiceConfig, EngineConfig]:
     pass_arguments_on()
     _check_names(_given())
     given = dict(bentoml.use_arguments(Arguments))
-    service = {field.name: given.pop(field.name) for field in fields(ServiceConfig)}
-    return ServiceConfig(**service), EngineConfig(**given)
+    service = {each.name: given.pop(each.name) for each in settings(ServiceConfig)}
+    quantization = QuantizationOptions(**{name: given.pop(name) for name in NAMES})
+    return ServiceConfig(**service, quantization=quantization), EngineConfig(**given)
 
 
 def in_bento() -> bool:
@@ -112,11 +127,13 @@ def pass_arguments_on() -> None:
 
 
 def forget_path() -> None:
-    """While a bento is built: let it know its model by name, not by where that stands on the machine that builds."""
+    """While a bento is built: let it know its model, and the text that it was calibrated on, by name, and not by where
+    they stand on the machine that builds."""
     given = _given()
-    place = Path(str(given.get("model", ""))).expanduser()
-    if given.get("model") and place.exists() and _building(sys._getframe()):
-        given["model"] = place.resolve().name
+    for name in ("model", "calibration"):
+        place = Path(str(given.get(name, ""))).expanduser()
+        if given.get(name) and place.exists() and _building(sys._getframe()):
+            given[name] = place.resolve().name
 
 
 def _given() -> dict[str, Any]:
@@ -151,14 +168,35 @@ def _said(words: list[str]) -> dict[str, Any]:
 
 def _changed(built: Mapping[str, Any], said: Mapping[str, Any]) -> Mapping[str, Any]:
     """What is said, if nothing of it is built in and other than it was."""
+    facts = _packed_facts()
     for name in BUILT_IN:
-        has = str(built.get(name, Arguments.model_fields[name].default))
-        if name in said and str(said[name]) != has:
+        has = [values[name] for values in (built, facts) if name in values]
+        if name in said and _value(name, said[name]) not in [_value(name, each) for each in has]:
+            this = f"with {name}={has[0]}" if has else f"without {name}"
             raise InvalidArgument(
-                f"--arg {name}={said[name]}: the decoder of a bento is built in, this one with {name}={has}. Leave it out, "
+                f"--arg {name}={said[name]}: the decoder of a bento is built in, this one {this}. Leave it out, "
                 f"or build another bento with `bentoml build --arg {name}={said[name]}`"
             )
     return said
+
+
+def _packed_facts() -> Mapping[str, Any]:
+    """What the model store has of the decoder of this bento: what it came to be where nothing was said."""
+    from bentoml._internal.configuration.containers import BentoMLContainer
+
+    try:
+        facts: Mapping[str, Any] = bentoml.models.get(BentoMLContainer.model_aliases.get()[DECODER_ALIAS]).info.metadata
+    except (BentoMLException, ValueError):  # it is missed, with a sentence, where it is loaded
+        return {}
+    return {name: facts[name] for name in ("precision", "kv_cache") if name in facts}
+
+
+def _value(name: str, word: Any) -> Any:
+    """What a word of a command line stands for; the word itself where it stands for nothing."""
+    try:
+        return getattr(Arguments.model_validate({name: word}), name)
+    except ValidationError:
+        return word
 
 
 def _check_names(given: Iterable[str]) -> None:

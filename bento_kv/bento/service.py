@@ -53,6 +53,7 @@ decoder = VerifiedDecoder(
     kv_cache=config.kv_cache,
     max_length=engine_config.max_length,
     alias=DECODER_ALIAS,
+    **config.quantization.given,
 )
 forget_path()
 

@@ -53,6 +53,7 @@ class Manifest(Record):
             the source that stand in it side by side, along out_features, as `name` or `name[first:last]`; empty in fp32.
         rotations: of names in `weights` that are no parameters themselves, but parameters rotated: how.
         quantization: the options of quantization that were in force, by name; empty in fp32.
+        tried: precisions that were tried before this one was chosen, and what of their proofs failed.
         reduce_range: int8 weights in columns use 7 of their bits; see `quantization.REDUCED_RANGE`.
         passes: what was done to the traced graph: how often each pass found what it looks for.
         files: the sha256 of every file but the manifest and the verification record, by its name: a plain file below the
@@ -77,6 +78,7 @@ class Manifest(Record):
     weights: dict[str, tuple[str, ...]] = Field(default_factory=dict)
     rotations: dict[str, Rotated] = Field(default_factory=dict)
     quantization: dict[str, OptionValue] = Field(default_factory=dict)
+    tried: dict[str, tuple[str, ...]] = Field(default_factory=dict)
     reduce_range: bool = False
     passes: dict[str, int] = Field(default_factory=dict)
     files: dict[str, str]

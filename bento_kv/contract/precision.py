@@ -118,6 +118,7 @@ PRECISIONS: Mapping[Precision, PrecisionTraits] = {
 
 EXPORTED: tuple[Precision, ...] = tuple(name for name, row in PRECISIONS.items() if row.exported)
 ASKED: tuple[AskedPrecision, ...] = get_args(AskedPrecision)
+AUTO: AskedPrecision = "auto"
 
 
 def candidates(asked: str) -> tuple[Precision, ...]:
@@ -128,7 +129,7 @@ def candidates(asked: str) -> tuple[Precision, ...]:
     """
     if asked not in ASKED:
         raise ExportError(f"precision {asked!r} is not one of: {', '.join(ASKED)}")
-    found = [name for name in EXPORTED if asked in (name, "auto")]
+    found = [name for name in EXPORTED if asked in (name, AUTO)]
     return tuple(sorted(found, key=lambda name: PRECISIONS[name].bits))
 
 

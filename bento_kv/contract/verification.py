@@ -66,6 +66,11 @@ class Verification(Record):
     created: str
     seconds: float
 
+    @property
+    def failed(self) -> tuple[Check, ...]:
+        """The checks that did not pass, the export's first."""
+        return tuple(check for part in (self.export, self.loop) for check in part.checks if not check.passed)
+
     @model_validator(mode="after")
     def _follows_from_the_parts(self) -> Self:
         if self.passed and not (self.export.passed and self.loop.passed and self.golden):
@@ -99,7 +104,6 @@ def check_proof(directory: Path) -> tuple[Manifest, Verification]:
     if record.golden_limit > manifest.golden_limit:
         raise VerificationError(f"{directory}: golden_limit is wider than its precision, {manifest.coarsest}, allows")
     if not record.passed:
-        failed = [check for part in (record.export, record.loop) for check in part.checks if not check.passed]
-        first = f": {failed[0].id} ({failed[0].explain})" if failed else ""
+        first = f": {record.failed[0].id} ({record.failed[0].explain})" if record.failed else ""
         raise VerificationError(f"{directory}: its proof failed{first}")
     return manifest, record

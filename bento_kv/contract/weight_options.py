@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal
 
+from bento_kv.contract.files import sha256
 from bento_kv.contract.precision import Precision, candidates
 from bento_kv.contract.settings import Bounds, Setting, setting, settings
 from bento_kv.errors import ExportError
@@ -63,6 +64,19 @@ class QuantizationOptions:
     def of(self, precision: Precision) -> dict[str, Any]:
         """What is asked for and means something to a precision, by name."""
         return {name: value for name, value in self.given.items() if name in options_of(precision)}
+
+    def calibration_sha256(self) -> str | None:
+        """The hash of the text to calibrate on, if one is given.
+
+        Raises:
+            ExportError: it cannot be read.
+        """
+        try:
+            return None if self.calibration is None else sha256(self.calibration)
+        except OSError as error:
+            raise ExportError(
+                f"{self.calibration} cannot be read as UTF-8 text to calibrate on: {error.strerror}"
+            ) from error
 
     def check(self, asked: str) -> None:
         """Refuse by name what does nothing with a precision, or with any that may be taken.

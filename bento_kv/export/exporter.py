@@ -56,6 +56,7 @@ def export(
     kv_cache: str = "fp32",
     max_length: int | None = None,
     opset: int = DEFAULT_OPSET,
+    tried: Mapping[str, tuple[str, ...]] | None = None,
     force: bool = False,
     progress: Progress = lambda _: None,
 ) -> Manifest:
@@ -71,6 +72,7 @@ def export(
             to compute in prompts.
         max_length: positions of a slot; the model's own limit unless set.
         opset: of the graph's standard operators.
+        tried: for the manifest: precisions that were tried before, and what of their proofs failed.
         force: replace what stands at `directory`.
         progress: told what is being done.
 
@@ -83,11 +85,12 @@ def export(
     asked = quantization or QuantizationOptions()
     how = chosen(known, asked)
     _check_opset(opset)
+    asked.calibration_sha256()  # told early, if it cannot be read
     check_target(directory, force=force)
     progress(f"reading {source}")
     read = _Read.of(source, progress)
     length = _length(read.source, read.facts, max_length)
-    with _staged(directory, force=force) as staging:
+    with staged(directory, force=force) as staging:
         made = _graphs(read, known, elements, how, length, opset, asked.calibration, progress)
         progress("writing weights")
         save(made.graphs, staging, DATA_FILE)
@@ -114,6 +117,7 @@ def export(
             weights=made.weights,
             rotations=made.rotations,
             quantization=in_force(known, asked, how),
+            tried=dict(tried or {}),
             reduce_range=how is not None and bool(made.weights) and bool(how.reduce_range),
             created=datetime.now(UTC).isoformat(timespec="seconds"),
         )
@@ -213,7 +217,7 @@ def _one_of(name: str, value: str, allowed: Sequence[Choice]) -> Choice:
 
 
 def check_target(directory: Path, *, force: bool) -> None:
-    """Refuse early what `_staged` would refuse late.
+    """Refuse early what `staged` would refuse late.
 
     Raises:
         ExportError: something stands there and may not be replaced.
@@ -242,7 +246,7 @@ def _spec(value: Any) -> TensorSpec:
 
 
 @contextmanager
-def _staged(directory: Path, *, force: bool) -> Iterator[Path]:
+def staged(directory: Path, *, force: bool) -> Iterator[Path]:
     """A directory beside the target that takes its place if all goes well, and is gone if not."""
     directory = directory.resolve()
     with ExitStack() as stack:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,13 @@ import pytest
 
 import bento_kv
 from bento_kv import VerifiedDecoder
-from bento_kv.bento.build import RefusedDecoder, store_name
+from bento_kv.bento.asked import Asked
+from bento_kv.bento.build import RefusedDecoder
 from bento_kv.bento.store import versions
 from bento_kv.contract.manifest import Manifest
+from bento_kv.contract.precision import PRECISIONS, QualityLimits
+from tests import decoders
+from tests.contract.test_weight_options import VALUES
 from tests.damage import flip_weight_byte
 from tests.zoo import save_model
 
@@ -27,7 +32,7 @@ def test_made_once_then_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     first = VerifiedDecoder(str(source)).to_info()
     assert first.tag.name == "bento-kv-once-fp32"
     assert first.alias.startswith("bento_kv.bento-kv-once-fp32.")
-    monkeypatch.setattr("bento_kv.export.exporter.export", _fail_to_make)
+    monkeypatch.setattr("bento_kv.proof.attempts.export", _fail_to_make)
     assert VerifiedDecoder(str(source)).to_info().tag == first.tag
     assert VerifiedDecoder(str(source)).resolve().tag == first.tag
 
@@ -103,6 +108,135 @@ def test_what_is_taken_as_it_is_has_to_be_what_was_asked_for(tiny_decoder: Path)
         VerifiedDecoder(str(tiny_decoder), kv_cache="int8").to_info()
 
 
+def test_a_decoder_is_taken_with_the_precision_and_cache_that_it_has() -> None:
+    made = decoders.proven(precision="int8", kv_cache="int8")
+    for options in ({}, {"precision": "int8"}, {"kv_cache": "int8"}, {"precision": "int8", "kv_cache": "int8"}):
+        taken = VerifiedDecoder(str(made), **options).resolve()
+        assert taken.tag.name.endswith("-int8-kv-int8")
+        assert Manifest.read(Path(taken.path)).precision == "int8"
+        assert VerifiedDecoder(str(taken.tag), **options).to_info().tag == taken.tag
+        VerifiedDecoder(str(made), **options).check()
+    for place in (str(made), str(taken.tag)):
+        with pytest.raises(RefusedDecoder, match="its precision is int8, not fp32; leave that out"):
+            VerifiedDecoder(place, precision="fp32").to_info()
+        with pytest.raises(RefusedDecoder, match="its KV cache is int8, not fp32; leave that out"):
+            VerifiedDecoder(place, kv_cache="fp32").check()
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [({"precision": "auto"}, "precision auto"), *(({name: VALUES[name]}, name) for name in VALUES)],
+    ids=str,
+)
+def test_what_only_an_export_can_do_is_not_asked_of_a_decoder(
+    options: dict[str, Any], named: str, tiny_decoder: Path
+) -> None:
+    stored = bento_kv.save_model("tiny-as-it-is", tiny_decoder)
+    for place in (str(tiny_decoder), str(stored.tag)):
+        for refused in (VerifiedDecoder(place, **options).to_info, VerifiedDecoder(place, **options).check):
+            with pytest.raises(RefusedDecoder, match=f"is a decoder, and {named} is for making one; leave it out"):
+                refused()
+
+
+@pytest.mark.usefixtures("traced_once")
+def test_made_again_when_options_of_quantization_are_others(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = str(save_model(tmp_path / "options", "llama", seed=5, num_hidden_layers=1))
+    text = tmp_path / "text.txt"
+    text.write_text("Which bread is baked today? " * 40)
+    ways: list[dict[str, Any]] = [
+        {},
+        {"block_size": 64},
+        {"block_size": 32, "symmetric": False},
+        {"method": "gptq", "calibration": text},
+    ]
+    made = [VerifiedDecoder(source, precision="int4", **how).resolve() for how in ways]
+    assert len({model.tag.name for model in made}) == len(ways)
+    for how, model in zip(ways, made, strict=True):
+        recorded = Manifest.read(Path(model.path)).quantization
+        assert {name: recorded[name] for name in how} == {
+            **how,
+            **({"calibration": text.name} if "method" in how else {}),
+        }
+    assert len({VerifiedDecoder(source, precision="int4", **how).alias for how in ways}) == len(ways)
+    text.write_text("Which cake is baked today? " * 40)
+    again = VerifiedDecoder(source, precision="int4", **ways[-1]).resolve()
+    assert again.tag.name == made[-1].tag.name
+    assert again.tag != made[-1].tag
+    monkeypatch.setattr("bento_kv.proof.attempts.export", _fail_to_make)
+    for how, model in zip(ways[:-1], made, strict=False):
+        assert VerifiedDecoder(source, precision="int4", **how).resolve().tag == model.tag
+    # The same name from elsewhere is not taken for it: facts decide.
+    assert not VerifiedDecoder(source, precision="int4").asked.made(made[1].info.metadata)
+
+
+def _strict(monkeypatch: pytest.MonkeyPatch, *precisions: str) -> None:
+    """Let the quality gate pass nothing in these precisions."""
+    nothing = QualityLimits(kl=-1.0, top1=1.0, perplexity=10.0)
+    for name in precisions:
+        monkeypatch.setitem(PRECISIONS, name, replace(PRECISIONS[name], quality=nothing))  # type: ignore[arg-type, index, call-overload]
+
+
+@pytest.mark.usefixtures("traced_once")
+def test_auto_takes_the_smallest_that_passes_and_finds_it_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    source = str(save_model(tmp_path / "auto", "llama", seed=6, num_hidden_layers=1))
+    _strict(monkeypatch, "int4")
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    caplog.set_level("INFO", "bentoml.bento_kv")
+    chosen = VerifiedDecoder(source, precision="auto", block_size=32).resolve()
+    manifest = Manifest.read(Path(chosen.path))
+    assert manifest.precision == "int8"
+    assert [*manifest.tried] == ["int4"]
+    assert manifest.tried["int4"][0].startswith("quality-kl-prefill")
+    assert chosen.info.metadata["precision"] == "int8"
+    assert chosen.info.metadata["asked_precision"] == "auto"
+    assert "int4 does not pass: quality-kl-prefill" in caplog.text
+    assert not [*tmp_path.glob("bento_kv-*")]
+    monkeypatch.setattr("bento_kv.proof.attempts.export", _fail_to_make)
+    again = VerifiedDecoder(source, precision="auto", block_size=32)
+    assert again.to_info().tag == chosen.tag
+    again.check()
+    assert versions("bento-kv-auto-int4") == []
+
+
+@pytest.mark.usefixtures("traced_once")
+def test_auto_leaves_nothing_where_none_passes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = str(save_model(tmp_path / "none", "llama", seed=7, num_hidden_layers=1))
+    _strict(monkeypatch, "int4", "int8", "fp32")
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    reference = VerifiedDecoder(source, precision="auto")
+    with pytest.raises(
+        RefusedDecoder, match=r"no precision has a proof that passes. int4: quality.*; int8: .*; fp32: "
+    ):
+        reference.to_info()
+    assert not [*tmp_path.glob("bento_kv-*")]
+    assert versions(reference.tag.name) == []
+
+
+def test_what_cannot_be_is_named(tmp_path: Path) -> None:
+    source = str(decoders.source())
+    for options, sentence in (
+        ({"precision": "int5"}, "precision 'int5' is not one of: fp32, int8, int4, auto"),
+        ({"block_size": 64}, "block_size does nothing with precision fp32; int4 can take it"),
+        ({"block_size": 64, "precision": "int8"}, "block_size does nothing with precision int8, which takes"),
+        (
+            {"precision": "int4", "calibration": Path(__file__), "method": "rtn"},
+            "calibration does nothing with method rtn",
+        ),
+        ({"precision": "int4", "calibration": tmp_path / "no.txt", "method": "gptq"}, r"no\.txt cannot be read"),
+        ({"precision": "int4", "calibration": tmp_path, "method": "gptq"}, r"cannot be read as UTF-8 text"),
+        ({"kv_cache": "int4"}, "kv_cache 'int4' is not one of: fp32, int8"),
+    ):
+        for refused in (VerifiedDecoder(source, **options).to_info, VerifiedDecoder(source, **options).check):
+            with pytest.raises(RefusedDecoder, match=sentence):
+                refused()
+    with pytest.raises(RefusedDecoder, match="block_size is 48; it must be 16 or 32"):
+        VerifiedDecoder(source, precision="int4", block_size=48)
+    with pytest.raises(TypeError, match="blocksize"):
+        VerifiedDecoder(source, precision="int4", blocksize=64)
+
+
 def test_a_damaged_decoder_directory_is_refused(tiny_decoder: Path) -> None:
     flip_weight_byte(tiny_decoder)
     with pytest.raises(RefusedDecoder, match="was changed"):
@@ -125,7 +259,14 @@ def test_a_source_that_is_nowhere(tmp_path: Path) -> None:
     ],
 )
 def test_names_in_the_store(source: str, name: str) -> None:
-    assert store_name(source, "fp32", "fp32", None) == name
-    assert store_name(source, "fp32", "fp32", 512) == f"{name}-512"
-    assert store_name(source, "fp32", "int8", 512) == f"{name}-kv-int8-512"
+    assert Asked(source=source).name() == name
+    assert Asked(source=source, max_length=512).name() == f"{name}-512"
+    assert Asked(source=source, kv_cache="int8", max_length=512).name() == f"{name}-kv-int8-512"
+    assert Asked(source=source, precision="auto").name() == name.replace("fp32", "auto")
     bentoml.Tag.from_str(name)
+
+
+def test_a_long_name_is_cut() -> None:
+    how = {"precision": "int4", "kv_cache": "int8", "max_length": 131072, "block_size": 64}
+    reference = VerifiedDecoder("owner/" + "a-long-name-" * 9, **how)  # type: ignore[arg-type]
+    assert len(reference.tag.name) == 63

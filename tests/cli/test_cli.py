@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import onnx
 import pytest
 
 from bento_kv.contract.manifest import Manifest
+from bento_kv.contract.precision import PRECISIONS, QualityLimits
+from bento_kv.contract.verification import Verification
 from tests.cli.program import run, run_apart
 from tests.damage import flip_weight_byte
 
@@ -81,7 +84,9 @@ def test_a_proof_that_fails_is_exit_1(tiny_source: Path, tiny_decoder: Path) -> 
         (["export", "no-such-model", "-o", "{tmp}/d"], "'no-such-model' is not a model directory"),
         (["export", "nobody/nothing", "-o", "{tmp}/d"], "the hub did not give it"),
         (["export", "demo", "-o", "{tmp}/d", "--precision", "int3"], "int3"),
-        (["export", "demo", "-o", "{tmp}/d", "--block-size", "32"], "int4, not for fp32"),
+        (["export", "demo", "-o", "{tmp}/d", "--block-size", "32"], "block_size does nothing with precision fp32"),
+        (["export", "demo", "-o", "{tmp}/d", "--precision", "auto", "--kv-cache", "int3"], "int3"),
+        (["export", "demo", "-o", "{tmp}/d", "--block-size", "48"], "'48' is not one of"),
         (["export", "demo", "-o", "{tmp}/d", "--max-length", "99999"], "between 32 and the model's 1024"),
         (["export", "demo", "-o", "/proc/nowhere/d"], "cannot be written"),
         (["export", "demo"], "Missing option"),
@@ -132,6 +137,33 @@ def test_a_process_of_its_own_ends_with_the_code_too(tmp_path: Path) -> None:
 
 def test_debug_shows_the_traceback(tmp_path: Path) -> None:
     assert "Traceback" in run_apart("--debug", "verify", tmp_path).stderr
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("traced_once")
+def test_auto_exports_and_proves(tiny_source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    strict = replace(PRECISIONS["int4"], quality=QualityLimits(kl=-1.0, top1=1.0, perplexity=10.0))
+    monkeypatch.setitem(PRECISIONS, "int4", strict)  # type: ignore[arg-type]
+    place = tmp_path / "decoder"
+    exported = run("export", tiny_source, "-o", place, "--precision", "auto", "--block-size", "32")
+    assert exported.returncode == 0, exported.stderr
+    assert "int4 did not pass its proof: quality-kl-prefill" in exported.stdout
+    assert "Proven in int8" in exported.stdout
+    assert Manifest.read(place).precision == "int8"
+    assert Verification.read(place).passed
+    assert [*tmp_path.iterdir()] == [place]
+    before = sorted((file.name, file.stat().st_mtime_ns) for file in place.iterdir())
+    again = run("export", tiny_source, "-o", place, "--precision", "auto")
+    assert again.returncode == 2
+    assert "exists already" in again.stderr
+    for name in ("int8", "fp32"):
+        row = replace(PRECISIONS[name], quality=strict.quality)  # type: ignore[index]
+        monkeypatch.setitem(PRECISIONS, name, row)  # type: ignore[arg-type]
+    failed = run("export", tiny_source, "-o", place, "--precision", "auto", "--force")
+    assert failed.returncode == 1
+    assert "no precision has a proof that passes. int4: quality-kl-prefill" in failed.stderr
+    assert sorted((file.name, file.stat().st_mtime_ns) for file in place.iterdir()) == before
+    assert [*tmp_path.iterdir()] == [place]
 
 
 @pytest.mark.parametrize("command", ["", "export", "verify", "save", "generate", "bench"])

@@ -49,7 +49,8 @@ def test_guides_have_commands() -> None:
 @pytest.fixture(scope="module")
 def store(demo_decoder: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
     """The demo is in the model store, as after a first start."""
-    save_model(str(VerifiedDecoder("demo").tag), demo_decoder, metadata={"asked_max_length": 0})
+    reference = VerifiedDecoder("demo")
+    save_model(str(reference.tag), demo_decoder, metadata=reference.asked.facts())
 
 
 @pytest.fixture
