@@ -55,7 +55,7 @@ class PrecisionTraits:
             leave out, which is not the export's fault.
         weight_error: of a weight, made floats again, relative to the reference's (Frobenius); None where weights are not
             quantized.
-        remedy: what brings a decoder nearer to its reference, as options of `export`; empty where nothing does.
+        remedy: what brings a decoder nearer to its reference, as options by name; empty where nothing does.
         tokens_in_pairs: a step is given an even number of tokens. The operator on blocks of weights takes tokens two by
             two, and one that is left alone by other arithmetic, so that its bits would depend on how many share the step.
     """
@@ -101,7 +101,7 @@ PRECISIONS: Mapping[Precision, PrecisionTraits] = {
         self_consistency=0.1,
         against_reference=0.3,
         weight_error=0.05,
-        remedy="`--precision fp32` and `--kv-cache fp32` have none",
+        remedy="`precision=fp32` and `kv_cache=fp32` have none",
     ),
     "int4": PrecisionTraits(
         bits=4,
@@ -111,7 +111,7 @@ PRECISIONS: Mapping[Precision, PrecisionTraits] = {
         self_consistency=0.1,
         against_reference=1.0,
         weight_error=0.3,
-        remedy="`--edge-layers 2`, `--block-size 32` and `--precision int8` each make it smaller",
+        remedy="`edge_layers=2` makes it smaller; `precision=auto` takes what passes",
         tokens_in_pairs=True,
     ),
 }

@@ -95,7 +95,11 @@ class Divergence:
         limits = traits.quality
         kl = np.array(self.kl)
         mean = float(kl.mean()) if len(kl) else float("nan")
-        remedy = f". To export with: {traits.remedy}" if traits.remedy and not mean <= limits.kl else ""
+        remedy = (
+            f". {traits.remedy} (with `--arg`; `bento-kv export` has --options of these names)"
+            if traits.remedy and not mean <= limits.kl
+            else ""
+        )
         decided, other = np.array(self.decided, bool), np.array(self.other, bool)
         changed = int((decided & other).sum())
         ratio = float(np.mean(self.gained)) if self.gained else float("nan")

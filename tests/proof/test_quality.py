@@ -100,7 +100,9 @@ def test_too_large_a_divergence_says_how_to_make_it_smaller() -> None:
     assert near.passed
     assert "--edge-layers" not in near.explain
     assert not far.passed
-    assert "--edge-layers 2" in far.explain
+    assert "edge_layers=2" in far.explain
+    assert "precision=auto" in far.explain
+    assert "int8" not in far.explain
 
 
 def test_limits_grow_as_bits_shrink() -> None:
