@@ -33,6 +33,12 @@ PASSAGES = (
         "        print(width, moving_average([3.0, 1.0, 4.0, 1.0, 5.0, 9.0, 2.0], width))\n"
     ),
     (
+        "Der Zug hielt auf freier Strecke. Niemand wusste warum, und nach zehn Minuten fragte auch niemand mehr. Draußen lag "
+        "Schnee auf den Feldern. — Le marché ouvre à huit heures; on y trouve du pain, des légumes et, le samedi, des fleurs. "
+        "— La biblioteca está cerrada los lunes, pero se puede devolver un libro por la ventana de la entrada. — 图书馆星期一"
+        "不开门，但是可以在门口还书。"
+    ),
+    (
         "Packing list for three days in the mountains\n\n"
         "1. Boots, worn in, and two pairs of wool socks\n2. Rain jacket and a warm layer\n3. Water: two litres for each person\n"
         "4. Bread, cheese, apples, chocolate\n5. Map (1:25,000) and compass; the telephone has no signal behind the pass\n"
@@ -70,10 +76,8 @@ PASSAGES = (
         "often, such as skin and the lining of the gut."
     ),
     (
-        "Der Zug hielt auf freier Strecke. Niemand wusste warum, und nach zehn Minuten fragte auch niemand mehr. Draußen lag "
-        "Schnee auf den Feldern. — Le marché ouvre à huit heures; on y trouve du pain, des légumes et, le samedi, des fleurs. "
-        "— La biblioteca está cerrada los lunes, pero se puede devolver un libro por la ventana de la entrada. — 图书馆星期一"
-        "不开门，但是可以在门口还书。"
+        "Поезд опоздал на час, и все вышли на перрон пить чай. — 雨が降っていたので、駅まで歩かずにバスに乗りました。 — وصلت الرسالة "
+        "بعد أسبوع، ولم يكن فيها سوى صورة قديمة. — बाज़ार सुबह आठ बजे खुलता है।"
     ),
 )
 

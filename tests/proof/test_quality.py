@@ -98,7 +98,7 @@ def test_too_large_a_divergence_says_how_to_make_it_smaller() -> None:
         for noise in (0.0, 9.0 * np.random.default_rng(0).standard_normal(expected.shape, np.float32))
     )
     assert near.passed
-    assert "--edge-layers" not in near.explain
+    assert "edge_layers" not in near.explain
     assert not far.passed
     assert "edge_layers=2" in far.explain
     assert "precision=auto" in far.explain
@@ -118,9 +118,10 @@ def test_probe_text_is_of_every_kind_and_fits() -> None:
     sequences = probe_sequences(tokenizer, 1024)
     assert len(sequences) == len(PASSAGES) + len(CONVERSATIONS)
     assert max(map(len, sequences)) == TEXT_LENGTH
-    # Prose, a whole chat, code, another chat: among the first four, which any model gets.
+    # Prose, a whole chat, code, other languages: among the first four, which any model gets.
     assert tokenizer.decode(sequences[1], skip_special_tokens=False).endswith("1177")
     assert "def moving_average" in tokenizer.decode(sequences[2])
+    assert "Der Zug hielt" in tokenizer.decode(sequences[3])
     assert max(map(len, probe_sequences(tokenizer, 32))) == 32
 
 
