@@ -14,7 +14,7 @@ from datetime import datetime
 from typing import Any
 
 from bento_kv.errors import ManifestError, RequestError, TemplateLimitError
-from bento_kv.text.renderer import RENDERER
+from bento_kv.text.renderer import RENDERERS
 
 _MAX_BYTES = 2**20  # of a template; the longest known has a fiftieth
 
@@ -75,7 +75,7 @@ class ChatTemplate:
     def _ask(self, messages: list[Mapping[str, Any]] | None, now: datetime) -> dict[str, Any]:
         request = {"text": self._text, "tokens": self._special_tokens, "marks": self._marks, "now": now.isoformat()}
         try:
-            return RENDERER.ask({**request, "messages": messages})
+            return RENDERERS.ask({**request, "messages": messages})
         except (TypeError, ValueError, RecursionError) as error:
             raise RequestError(f"messages are not made of what JSON has: {error}", param="messages") from error
 

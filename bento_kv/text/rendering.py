@@ -26,6 +26,7 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 CPU_SECONDS = 5  # for a rendering; one of the longest body takes a tenth
+_BYTES_A_SECOND = 2**18  # of a request; a tenth of what they take
 MEMORY_BYTES = 512 * 2**20
 MAX_CHARACTERS = 8 * 2**20  # of a rendering
 
@@ -38,19 +39,20 @@ def any_of(texts: Iterable[str]) -> re.Pattern[str]:
     return re.compile("|".join(sorted(map(re.escape, filter(None, texts)), key=len, reverse=True)) or "(?!)")
 
 
-def read_frame(stream: IO[bytes]) -> Json | None:
+def processor_seconds(size: int, most: int) -> int:
+    """What a request of so many bytes may take of a processor: who asks for little holds others up for a short time only."""
+    return min(most, 1 + size // _BYTES_A_SECOND)
+
+
+def read_frame(stream: IO[bytes]) -> bytes | None:
     """The next message; None if the other side has ended."""
     head = stream.read(4)
     size = int.from_bytes(head)
     body = stream.read(size)
-    if len(head) < 4 or len(body) < size:
-        return None
-    message: Json = json.loads(body)
-    return message
+    return None if len(head) < 4 or len(body) < size else body
 
 
-def write_frame(stream: IO[bytes], message: Mapping[str, Any]) -> None:
-    body = json.dumps(message).encode()
+def write_frame(stream: IO[bytes], body: bytes) -> None:
     stream.write(len(body).to_bytes(4) + body)
     stream.flush()
 
@@ -197,13 +199,13 @@ def _limit(kind: int, value: int) -> None:
 
 
 def main(cpu_seconds: int) -> None:
-    """Answer requests until there are no more, each within so many seconds of a processor."""
+    """Answer requests until there are no more, each within so many seconds of a processor at most."""
     requests, answers = sys.stdin.buffer, sys.stdout.buffer
     _limit(resource.RLIMIT_CORE, 0)
     _limit(resource.RLIMIT_DATA, MEMORY_BYTES)
-    while (request := read_frame(requests)) is not None:
-        _limit(resource.RLIMIT_CPU, math.ceil(time.process_time()) + cpu_seconds)
-        write_frame(answers, answer(request))
+    while (body := read_frame(requests)) is not None:
+        _limit(resource.RLIMIT_CPU, math.ceil(time.process_time()) + processor_seconds(len(body), cpu_seconds))
+        write_frame(answers, json.dumps(answer(json.loads(body))).encode())
 
 
 if __name__ == "__main__":

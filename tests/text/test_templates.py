@@ -10,9 +10,11 @@ from collections.abc import Iterator
 import pytest
 
 from bento_kv.errors import ManifestError, RequestError, TemplateLimitError
+from bento_kv.server import preparations
 from bento_kv.text import chat_template
 from bento_kv.text.chat_template import ChatTemplate
-from bento_kv.text.renderer import Renderer
+from bento_kv.text.renderer import PROCESSES, Renderer, Renderers
+from bento_kv.text.rendering import processor_seconds
 
 HI = [{"role": "user", "content": "Hi"}]
 EVIL = [{"role": "user", "content": "evil"}]
@@ -20,10 +22,10 @@ EVIL = [{"role": "user", "content": "evil"}]
 
 @pytest.fixture(autouse=True, scope="module")
 def renderer() -> Iterator[Renderer]:
-    """With less time, so that the tests take less."""
+    """One, with less time, so that the tests take less."""
     made = Renderer(cpu_seconds=1)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(chat_template, "RENDERER", made)
+        patch.setattr(chat_template, "RENDERERS", made)
         yield made
     made.close()
 
@@ -186,10 +188,72 @@ def test_it_is_started_again_when_somebody_has_ended_it(renderer: Renderer) -> N
     assert template.render(HI) == "ok"
 
 
+@pytest.fixture
+def renderers(monkeypatch: pytest.MonkeyPatch) -> Iterator[Renderers]:
+    made = Renderers(cpu_seconds=1)
+    monkeypatch.setattr(chat_template, "RENDERERS", made)
+    yield made
+    made.close()
+
+
+@pytest.mark.parametrize("slow", range(PROCESSES))
+def test_who_asks_for_little_does_not_wait_for_a_long_rendering(renderers: Renderers, slow: int) -> None:
+    """Of all threads that prepare requests but one."""
+    template = at_evil(LONG)
+    over: list[str] = []
+
+    def attack() -> None:
+        try:
+            template.render(EVIL)
+        except TemplateLimitError as error:
+            over.append(str(error))
+
+    threads = [threading.Thread(target=attack) for _ in range(slow)]
+    for thread in threads:
+        thread.start()
+    assert [template.render(HI) for _ in range(3)] == ["ok"] * 3
+    assert over == []
+    for thread in threads:
+        thread.join()
+    assert len(over) == slow
+
+
+def test_no_more_processes_are_started_than_are_needed(renderers: Renderers) -> None:
+    template = ChatTemplate("ok", {})
+    for _ in range(5):
+        assert template.render(HI) == "ok"
+    assert len(renderers._made) == 1
+    threads = [threading.Thread(target=template.render, args=(HI,)) for _ in range(40)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert 1 <= len(renderers._made) <= PROCESSES
+
+
+def test_there_is_a_process_for_each_thread_that_prepares() -> None:
+    assert preparations._SHORT_THREADS + preparations._LONG_THREADS == PROCESSES
+
+
+@pytest.mark.parametrize(("size", "seconds"), [(0, 1), (32 * 1024, 1), (2**18, 2), (2**20, 5), (2**24, 5)])
+def test_who_asks_for_little_may_take_little(size: int, seconds: int) -> None:
+    assert processor_seconds(size, 5) == seconds
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("padding", "seconds"), [(0, 1), (300_000, 2)])
+def test_what_is_asked_for_decides_how_long_it_may_take(padding: int, seconds: int) -> None:
+    made = Renderer()
+    messages = [{"role": "user", "content": "a" * padding}]
+    asked = {"text": LONG, "tokens": {}, "marks": {}, "messages": messages, "now": "2026-01-01T00:00:00"}
+    assert made.ask(asked) == {"over": f"{seconds} seconds of a processor"}
+    made.close()
+
+
 def test_it_ends_with_those_who_ask() -> None:
     code = (
-        "import os; from bento_kv.text.chat_template import ChatTemplate, RENDERER\n"
-        "ChatTemplate('ok', {}); print(RENDERER._process.pid, flush=True); os._exit(0)"
+        "import os; from bento_kv.text.chat_template import ChatTemplate, RENDERERS\n"
+        "ChatTemplate('ok', {}); print(RENDERERS._made[0]._process.pid, flush=True); os._exit(0)"
     )
     pid = int(subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True).stdout)
     for _ in range(600):
