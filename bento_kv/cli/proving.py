@@ -1,7 +1,9 @@
-"""`verify`: the proof of a decoder."""
+"""`verify` proves a decoder, `eval` measures what it costs."""
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
 from pathlib import Path
 
 import click
@@ -55,6 +57,43 @@ def verify(
         write_page(html, render_html(record, Manifest.read(directory)))
     if not record.passed:
         raise SystemExit(NOT_RIGHT)
+
+
+@main.command(name="eval")
+@click.argument("targets", nargs=-1, required=True, metavar="TARGET...")
+@click.option("--reference", help="Where the original weights are; where the export found them unless given.")
+@click.option(
+    "--text",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="UTF-8 text to measure on; the proof's own passages and chats unless given.",
+)
+@as_json_option
+def evaluate(targets: tuple[str, ...], reference: str | None, text: Path | None, as_json: bool) -> None:
+    """Compare the predictions of each TARGET, a decoder directory or a model store tag, with its source's on text.
+
+    Divergence (KL, in nats a token), perplexity and how often the likeliest token is the same, in prompts and when decoding;
+    and how large the decoder is. `bench` says how fast.
+    """
+    from bento_kv.bento.store import locate
+    from bento_kv.contract.manifest import Manifest
+    from bento_kv.proof.evaluation import evaluate as run
+    from bento_kv.proof.evaluation import table
+    from bento_kv.proof.parity import TorchReference
+    from bento_kv.source import origin_of
+
+    directories = [locate(target) for target in targets]
+    models: dict[tuple[str, str], TorchReference] = {}
+    found = []
+    for directory in directories:
+        manifest = Manifest.read(directory)
+        source = reference or origin_of(directory, manifest.source)
+        key = (source, manifest.source.weights_sha256)
+        if key not in models:
+            progress(f"reading {source}")
+            models = {key: TorchReference(source, manifest)}  # one at a time is in memory
+        progress(str(directory))
+        found.append(run(directory, models[key], text))
+    click.echo(json.dumps({"results": [asdict(each) for each in found]}) if as_json else table(found))
 
 
 def _adopt(directory: Path, reference: str | None, max_length: int | None) -> None:

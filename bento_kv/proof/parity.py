@@ -114,11 +114,17 @@ class TorchReference:
         matrix: NDArray[np.float32] = parameter.detach().numpy()
         return matrix.T if isinstance(owner, Conv1D) else matrix
 
+    @property
+    def parameters(self) -> int:
+        """How many numbers its weights are, tied ones once."""
+        count: int = self._model.num_parameters()
+        return count
+
     def operations(self, tokens: int) -> float:
         """Two for every weight and token, and what attention costs; experts that sit out are counted too."""
         config = self._model.config.get_text_config(decoder=True)
         attention = 2 * config.num_hidden_layers * config.hidden_size * tokens**2
-        return float(2 * self._model.num_parameters() * tokens + attention)
+        return float(2 * self.parameters * tokens + attention)
 
     def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
         """Token ids as transformers gives them, with or without special tokens around the text."""

@@ -154,20 +154,30 @@ def _chat(encoder: TextEncoder, messages: Sequence[Mapping[str, str]], answer: s
 def check_quality(
     decoder: Decoder, reference: NumericReference, sequences: Sequence[Sequence[int]], precision: Precision
 ) -> list[Check]:
+    """What `measure` finds, held to the limits of a precision."""
+    prefilled, decoded = measure(decoder, reference, sequences)
+    traits = PRECISIONS[precision]
+    return [*prefilled.checks("prefill", traits), *decoded.checks("decode", traits)]
+
+
+def measure(
+    decoder: Decoder, reference: NumericReference, sequences: Sequence[Sequence[int]]
+) -> tuple[Divergence, Divergence]:
     """Every sequence: its first half prefilled in one step, then decoded token by token, all logits compared.
 
     Args:
         decoder: as it serves; as many of its slots as are decoded together are used.
         reference: of the same weights, in fp32.
         sequences: token ids, each of two at least.
-        precision: says which limits hold.
+
+    Returns:
+        Of the positions that were prefilled, and of those that were decoded.
     """
     prefilled, decoded = Divergence(), Divergence()
     together = min(TEXTS_TOGETHER, decoder.slots)
     for at in range(0, len(sequences), together):
         _compare(decoder, reference, sequences[at : at + together], prefilled, decoded)
-    traits = PRECISIONS[precision]
-    return [*prefilled.checks("prefill", traits), *decoded.checks("decode", traits)]
+    return prefilled, decoded
 
 
 def _compare(
