@@ -18,6 +18,7 @@ _MADE_BY = ("bento_kv/contract", "bento_kv/export", "bento_kv/onnx_file.py", "be
 _RUN_BY = ("bento_kv/proof", "bento_kv/runtime")
 # By folder of tests: what its slow tests cover, besides the folder itself.
 COVERED: dict[str, tuple[str, ...]] = {
+    "tests/cli": ("bento_kv/cli", *_MADE_BY, *_RUN_BY),
     "tests/e2e": ("bento_kv/bento", "bento_kv/engine", "bento_kv/server", "bentofile.yaml", "service.py"),
     "tests/export": (*_MADE_BY, *_RUN_BY),
     "tests/mutants": ("bento_kv/doctor", *_MADE_BY, *_RUN_BY),

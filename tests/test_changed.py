@@ -26,7 +26,10 @@ def test_what_is_covered_is_there() -> None:
         (["README.md", "bento_kv/top/view.py"], set()),
         (["bento_kv/doctor/diagnose.py"], {"tests/mutants"}),
         (["tests/e2e/test_bento.py"], {"tests/e2e"}),
-        (["bento_kv/export/exporter.py", "docs/index.md"], {"tests/export", "tests/mutants", "tests/recipes"}),
+        (
+            ["bento_kv/export/exporter.py", "docs/index.md"],
+            {"tests/cli", "tests/export", "tests/mutants", "tests/recipes"},
+        ),
         (["constraints.txt"], set(COVERED)),
         (None, set(COVERED)),
     ],

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from bento_kv.contract.reference import LayerArrays
 from bento_kv.doctor.diagnose import diagnose
-from bento_kv.doctor.export import far
+from bento_kv.doctor.export import far, far_reference
 from bento_kv.doctor.records import Diagnosis
 from bento_kv.doctor.show.page import render_html
 from bento_kv.doctor.show.text import render
@@ -89,3 +91,28 @@ def test_where_nothing_declares_a_length_none_is_claimed(tmp_path: Path) -> None
     assert reach is not None
     assert (reach.declared, reach.positions) == (None, 512)
     assert "nothing says where they are" in reach.sentence
+
+
+class _OtherCache(GraphReference):
+    """Keeps its keys and values turned, as a model with latent or rotated keys does."""
+
+    def keys_values(self, ids: Sequence[int]) -> LayerArrays:
+        return [(key[..., ::-1], value) for key, value in super().keys_values(ids)]
+
+
+def test_pasts_are_not_given_to_a_model_that_keeps_others(tmp_path: Path) -> None:
+    file, reference = make(tmp_path / "decoder", RIGHT), _OtherCache(make(tmp_path / "model", RIGHT))
+    reach = diagnose(file, reference=lambda: reference).measurements.reach
+    assert reach is not None
+    assert "the reference keeps another cache than the graph" in reach.sentence
+    assert "were given to both" not in reach.sentence
+
+
+def test_where_the_last_bits_of_an_angle_decide_nothing_is_compared(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(far_reference, "_LAST_BITS", 1.0)
+    monkeypatch.setattr(far_reference, "_MOST", 200.0)
+    reach = _against(RIGHT, RIGHT, tmp_path / "wide").measurements.reach
+    assert reach is not None
+    assert "there the last bits of an angle decide" in reach.sentence
