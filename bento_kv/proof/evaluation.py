@@ -104,8 +104,9 @@ def evaluate(directory: Path, reference: Reference, text: Path | None = None) ->
     """
     manifest = Manifest.read(directory)
     tokenizer = Tokenizer(directory)
-    sequences = probe_sequences(tokenizer, manifest.max_length)
-    if text is not None:
+    if text is None:
+        sequences = probe_sequences(tokenizer, manifest.max_length)
+    else:
         sequences = _pieces(tokenizer, text, min(TEXT_LENGTH, manifest.max_length))
     length = max(map(len, sequences))
     decoder = open_decoder(directory, slots=TEXTS_TOGETHER, max_length=min(manifest.max_length, length + 1))

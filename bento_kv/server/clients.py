@@ -80,7 +80,7 @@ class Clients:
     def caller(self, scope: Scope) -> Caller | None:
         """Who sent the request; None if it needs a key and has none of them."""
         number = self._key_of(Headers(scope=scope).get("authorization", ""))
-        address = network((scope.get("client") or ("",))[0])
+        address = address_of(scope)
         if number is None:
             return None if self._required else Caller(address, None, self._min_priority)
         urgent = self._keys[number][1]
@@ -107,6 +107,11 @@ def _keys(given: str | None) -> list[bytes]:
     if not given.split():
         raise ValueError("the API key is empty; leave it out to serve without one")
     return [key.encode("utf-8") for key in given.split()]
+
+
+def address_of(scope: Scope) -> str:
+    """Where a request comes from, as clients are told apart."""
+    return network((scope.get("client") or ("",))[0])
 
 
 def network(host: Any) -> str:

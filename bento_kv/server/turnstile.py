@@ -14,7 +14,7 @@ from contextlib import asynccontextmanager
 
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from bento_kv.server.clients import network
+from bento_kv.server.clients import address_of
 
 
 class Waiting:
@@ -92,7 +92,7 @@ class Turnstile:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http":
             if self._turning:
-                await self._waiting.add(network((scope.get("client") or ("",))[0]))
+                await self._waiting.add(address_of(scope))
             else:
                 self._turn()
         await self._app(scope, receive, send)

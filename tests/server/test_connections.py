@@ -71,6 +71,13 @@ def length_of(answer: bytes) -> int:
     return int(answer.partition(b"content-length: ")[2].split()[0])
 
 
+def streaming(world: World) -> socket.socket:
+    """A connection whose answer has begun and goes on."""
+    connection = connect(world, whole({"model": MODEL, "prompt": "go on", "stream": True}))
+    assert connection.recv(100).startswith(b"HTTP/1.1 200")
+    return connection
+
+
 def is_served(world: World) -> bool:
     return httpx.post(f"{world.url}/v1/completions", json=QUICK, timeout=PATIENCE).status_code == 200
 
@@ -168,8 +175,7 @@ def test_who_reads_slowly_is_served_to_the_end() -> None:
 
 def test_one_connection_too_many_takes_the_place_of_the_oldest_that_waits() -> None:
     with bounded(connections=5) as world:
-        busy = connect(world, whole({"model": MODEL, "prompt": "go on", "stream": True}))
-        assert busy.recv(100).startswith(b"HTTP/1.1 200")
+        busy = streaming(world)
         waiting = [connect(world, HEAD % 100)]
         time.sleep(0.3)  # longer than it takes to look at it
         waiting += [connect(world, sent) for sent in (b"", HEAD[:30], HEAD % 100)]
@@ -186,9 +192,7 @@ def test_one_connection_too_many_takes_the_place_of_the_oldest_that_waits() -> N
 
 def test_where_all_are_served_one_more_is_refused() -> None:
     with bounded(connections=2) as world:
-        busy = [connect(world, whole({"model": MODEL, "prompt": "go on", "stream": True})) for _ in range(2)]
-        for connection in busy:
-            assert connection.recv(100).startswith(b"HTTP/1.1 200")
+        busy = [streaming(world) for _ in range(2)]
         assert read_to_end(connect(world, b"")).startswith(b"HTTP/1.1 503")
         for connection in busy:
             assert connection.recv(100)
@@ -198,9 +202,7 @@ def test_where_all_are_served_one_more_is_refused() -> None:
 def test_an_address_leaves_room_for_others() -> None:
     """One that has its share, all of them at work, is refused one more; who comes from elsewhere is served."""
     with bounded(connections=8) as world:
-        busy = [connect(world, whole({"model": MODEL, "prompt": "go on", "stream": True})) for _ in range(6)]
-        for connection in busy:
-            assert connection.recv(100).startswith(b"HTTP/1.1 200")
+        busy = [streaming(world) for _ in range(6)]
         assert read_to_end(connect(world, b"")).startswith(b"HTTP/1.1 503")
         live = b"GET /v1/models HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n"
         for host in ("127.0.0.2", "127.0.0.3"):
@@ -215,9 +217,7 @@ def test_an_address_leaves_room_for_others() -> None:
 def test_a_crowd_takes_the_place_of_none_who_has_fewer() -> None:
     with bounded(connections=4) as world:
         other = socket.create_connection(world.address, PATIENCE, source_address=("127.0.0.2", 0))
-        busy = [connect(world, whole({"model": MODEL, "prompt": "go on", "stream": True})) for _ in range(3)]
-        for connection in busy:
-            assert connection.recv(100).startswith(b"HTTP/1.1 200")
+        busy = [streaming(world) for _ in range(3)]
         assert read_to_end(connect(world, b"")).startswith(b"HTTP/1.1 503")
         other.sendall(b"GET /v1/models HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
         assert read_to_end(other).startswith(b"HTTP/1.1 200")
