@@ -12,7 +12,11 @@ LayerArrays = list[tuple[NDArray[np.float32], NDArray[np.float32]]]
 
 
 class NumericReference(Protocol):
-    """The numbers of the model that the decoder was made from."""
+    """The numbers of the model that the decoder was made from.
+
+    Every method that computes something raises SourceError where the model itself cannot: for more positions or other
+    tokens than it has.
+    """
 
     @property
     def max_length(self) -> int | None:

@@ -74,24 +74,24 @@ class TorchReference:
             raise SourceError(
                 f"{self._source.id} has {known} tokens, and the decoder more: it is not what the decoder was exported from"
             )
-        out: torch.Tensor = self._model(
+        out = self._run(
             input_ids=torch.tensor([list(ids)]),
             position_ids=torch.arange(first, first + len(ids))[None],
             past_key_values=None if past is None else _cache_of(past),
             use_cache=past is not None,
             logits_to_keep=0 if at is None else torch.tensor(list(at)),
-        ).logits[0]
+        )[0]
         logits: NDArray[np.float32] = out.numpy()
         return logits
 
     @torch.inference_mode()
     def at_offsets(self, ids: Sequence[int], firsts: Sequence[int]) -> NDArray[np.float32]:
         """Logits `[places, tokens, vocab_size]`, all places in one batch; see `NumericReference`."""
-        out: torch.Tensor = self._model(
+        out = self._run(
             input_ids=torch.tensor([list(ids)] * len(firsts)),
             position_ids=torch.tensor(list(firsts))[:, None] + torch.arange(len(ids)),
             use_cache=False,
-        ).logits
+        )
         logits: NDArray[np.float32] = out.numpy()
         return logits
 
@@ -100,8 +100,16 @@ class TorchReference:
         """What transformers' cache holds after `ids`, by layer: `[kv_heads, tokens, head_dim]`."""
         # Without the configuration every layer keeps all positions, those with a sliding window too.
         cache: Any = DynamicCache()
-        self._model(input_ids=torch.tensor([list(ids)]), past_key_values=cache, use_cache=True, logits_to_keep=1)
+        self._run(input_ids=torch.tensor([list(ids)]), past_key_values=cache, use_cache=True, logits_to_keep=1)
         return [(layer.keys[0].numpy(), layer.values[0].numpy()) for layer in cache.layers]
+
+    def _run(self, **inputs: Any) -> torch.Tensor:
+        try:
+            logits: torch.Tensor = self._model(**inputs).logits
+        except (IndexError, RuntimeError, ValueError) as error:  # such as a table of positions that ends
+            shape = list(inputs["input_ids"].shape)
+            raise SourceError(f"{self._source.id} itself cannot compute {shape} tokens: {first_line(error)}") from error
+        return logits
 
     def weight(self, name: str) -> NDArray[np.float32]:
         """A matrix `[out_features, in_features]`; see `WeightReference`."""

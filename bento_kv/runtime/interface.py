@@ -18,6 +18,7 @@ from bento_kv.runtime.pairing import FLOATS, CachePair, StatePair, pair_caches, 
 # Our own layout keeps its scales in the graph, so that stored integers can be passed on as they are.
 _PACKED_CACHES = (*FLOATS, *(element.dtype for element in CACHE_ELEMENTS.values()))
 _INTEGERS = ("int64", "int32")
+_ROUNDED = ("int8", "uint8", "int4", "uint4", "float8e4m3fn", "float8e5m2")
 # How many logits are wanted, from the last token back; 0 is all of them (transformers, transformers.js).
 _KEEPS = ("num_logits_to_keep", "logits_to_keep")
 # Where a step writes into a cache, or how much of it is filled: the columns of the new tokens, or their first.
@@ -83,7 +84,8 @@ class Interface:
         if self.packed:
             return ""
         if self.states:
-            return f"states of one size beside keys and values ({self.states[0].past.name})"
+            beside = " beside keys and values" if self.caches else ""
+            return f"states of one size{beside} ({self.states[0].past.name})"
         return f"a static cache, written at {self.write.name}" if self.static and self.write else ""
 
     @property
@@ -137,6 +139,13 @@ def recognize(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec]) -> In
     taken = [mask, positions, branch, keep, write, *zeros]
     ids = _ids([spec for spec in rest if spec not in taken])
     unknown = [spec for spec in rest if spec is not ids and spec not in taken]
+    rounded = next((spec for spec in unknown if _may_be_cache(spec, _ROUNDED)), None)
+    if rounded is not None:
+        raise DecoderError(
+            f"the graph keeps its cache in {rounded.dtype} ({rounded.name}, {list(rounded.shape)}), and what that stands for "
+            "is in the graph alone: it cannot be judged. Export the same decoder with its cache in floating point, and "
+            "judge that"
+        )
     if unknown:
         raise DecoderError(
             f"the graph's input {unknown[0].name} ({unknown[0].dtype}, {list(unknown[0].shape)}) is none of a causal "

@@ -12,6 +12,7 @@ import onnxruntime as ort
 import pytest
 
 from tests.cli.program import run, run_apart
+from tests.doctor.graphs import Made, make
 
 PROMPT = [5, 6, 7, 8, 9]
 
@@ -121,6 +122,22 @@ def test_the_golden_trace_is_judged_right_from_a_pipe(growing_file: Path) -> Non
     answer = run_apart("doctor", growing_file, "--trace", "-", input=golden.stdout)
     assert answer.returncode == 0, answer.stdout
     assert answer.stdout.startswith("C: ")
+
+
+@pytest.mark.parametrize(
+    ("made", "code", "message"),
+    [
+        (Made(layers=("conv", "attention")), 0, "C: the export is right"),
+        (Made(layers=("conv", "attention"), stale=True), 1, "present-not-appended"),
+        (Made(layers=("conv", "conv"), stacked=True), 0, "states of one size (past_states)"),
+        (Made(bytes=True), 2, "cache in int8"),
+        (Made(scalar="temperature"), 2, "input temperature"),
+    ],
+)
+def test_the_exit_code_tells_right_wrong_and_not_judged(made: Made, code: int, message: str, tmp_path: Path) -> None:
+    answer = run("doctor", make(tmp_path, made))
+    assert answer.returncode == code
+    assert message in " ".join((answer.stdout + answer.stderr).split())
 
 
 def test_our_own_decoder_and_its_page(tiny_decoder: Path, tmp_path: Path) -> None:

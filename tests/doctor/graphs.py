@@ -9,6 +9,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnx
@@ -16,10 +17,12 @@ from numpy.typing import ArrayLike, NDArray
 from onnx import TensorProto, helper, numpy_helper
 
 from bento_kv.contract.reference import LayerArrays
+from bento_kv.errors import DecoderError, SourceError
 from bento_kv.runtime.growing import GrowingGraph
 
 VOCAB, WIDTH, HEADS, DIM, TAPS = 40, 16, 2, 8, 3
 _LAST = 2**62
+_PLACES = 512
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,12 +48,14 @@ class Made:
         mask: axes of the mask: `total` of past and new tokens, or `capacity`; None has none.
         takes_positions: `position_ids` is an input.
         names: patterns of the states' pasts and presents.
+        stacked: states of convolutions are one tensor, layers first.
+        bytes: keys and values are kept in int8, with one scale that is a weight.
         declared: positions that the configuration speaks of; those of the table unless given.
     """
 
     layers: Sequence[str] = ("attention", "attention")
     window: int | None = None
-    places: int = 512
+    places: int = _PLACES
     wraps: int | None = None
     forgets: int | None = None
     keeps: int | None = None
@@ -66,6 +71,8 @@ class Made:
     mask: str | None = "total"
     takes_positions: bool = True
     names: tuple[str, str] = ("past_{kind}.{layer}", "present_{kind}.{layer}")
+    stacked: bool = False
+    bytes: bool = False
     declared: int | None = None
 
 
@@ -94,13 +101,13 @@ class GraphReference:
         self, ids: Sequence[int], *, at: Sequence[int] | None = None, past: LayerArrays | None = None
     ) -> NDArray[np.float32]:
         before = self._graph.empty_cache(1) if past is None else [(key[None], value[None]) for key, value in past]
-        logits = self._graph.run(np.array([ids]), before).logits[0]
+        logits = self._run(np.array([ids]), before)[0]
         return logits if at is None else logits[list(at)]
 
     def at_offsets(self, ids: Sequence[int], firsts: Sequence[int]) -> NDArray[np.float32]:
         rows = np.array([list(ids)] * len(firsts))
         positions = np.array(firsts)[:, None] + np.arange(len(ids))
-        return self._graph.run(rows, self._graph.empty_cache(len(firsts)), positions=positions).logits
+        return self._run(rows, self._graph.empty_cache(len(firsts)), positions=positions)
 
     def keys_values(self, ids: Sequence[int]) -> LayerArrays:
         present = self._graph.run(np.array([ids]), self._graph.empty_cache(1)).present
@@ -108,6 +115,12 @@ class GraphReference:
 
     def operations(self, tokens: int) -> float:
         return float(tokens)
+
+    def _run(self, *inputs: Any, **options: Any) -> NDArray[np.float32]:
+        try:
+            return self._graph.run(*inputs, **options).logits
+        except DecoderError as error:
+            raise SourceError(str(error)) from error
 
 
 class _Graph:
@@ -122,7 +135,8 @@ class _Graph:
     def model(self) -> onnx.ModelProto:
         made = self._made
         self._take("input_ids", TensorProto.INT64, made.ids)
-        table = self._normal(made.places, WIDTH)
+        # As many numbers are drawn for a shorter table, so that the weights behind it are the same.
+        table = self._normal(max(made.places, _PLACES), WIDTH)[: made.places]
         if made.wraps is not None:
             table = table[np.arange(made.places) % made.wraps]
         embedded = self._op("Gather", self._const(self._normal(VOCAB, WIDTH)), "input_ids")
@@ -138,6 +152,9 @@ class _Graph:
             x = self._op("Add", x, getattr(self, f"_{kind}")(layer, self._normed(x)))
         if made.keep is not None:
             x = self._kept(x, *made.keep)
+        if made.stacked:
+            whole = self._op("Concat", *self._stack, axis=0)
+            self._give("present_states", whole, TensorProto.FLOAT, [len(self._stack), made.ids[0], WIDTH, TAPS])
         logits = self._op("MatMul", self._normed(x), self._const(self._normal(WIDTH, VOCAB)))
         self._give("logits", logits, TensorProto.FLOAT, [made.ids[0], "logit_rows", VOCAB], first=True)
         graph = helper.make_graph(self._nodes, "decoder", self._inputs, self._outputs, self._weights)
@@ -147,15 +164,22 @@ class _Graph:
         made = self._made
         rows, time = made.ids[0], made.static or "past"
         self._held = ""
+        self._stack: list[str] = []
+        if made.stacked:
+            self._take("past_states", TensorProto.FLOAT, [made.layers.count("conv"), rows, WIDTH, TAPS])
         for layer, kind in enumerate(made.layers):
             if kind == "attention":
                 for side in ("key", "value"):
-                    self._take(f"past_key_values.{layer}.{side}", TensorProto.FLOAT, [rows, HEADS, time, DIM])
+                    self._take(f"past_key_values.{layer}.{side}", self._cache_type, [rows, HEADS, time, DIM])
                 if not self._held and made.static is None:
                     self._held = self._dim(f"past_key_values.{layer}.key", 2)
-            else:
+            elif not made.stacked:
                 shape = [rows, WIDTH, TAPS] if kind == "conv" else [rows, 2, WIDTH]
                 self._take(self._state(layer, kind)[0], TensorProto.FLOAT, shape)
+
+    @property
+    def _cache_type(self) -> int:
+        return int(TensorProto.INT8 if self._made.bytes else TensorProto.FLOAT)
 
     def _state(self, layer: int, kind: str) -> tuple[str, str]:
         past, present = (name.format(layer=layer, kind=kind) for name in self._made.names)
@@ -213,6 +237,9 @@ class _Graph:
 
     def _joined(self, layer: int, side: str, new: str) -> str:
         made, past = self._made, f"past_key_values.{layer}.{side}"
+        scale = (self._const(np.float32(1 / 16)), self._const(np.int8(0))) if made.bytes else ()
+        if made.bytes:
+            new = self._op("QuantizeLinear", new, *scale)
         if made.static is not None:
             at = self._op("Add", self._at, self._const(made.late)) if made.late else self._at
             index = self._op("Unsqueeze", at, self._const([0, 1, 3]))
@@ -224,17 +251,22 @@ class _Graph:
         if made.keeps is not None:
             present = self._op("Slice", whole, self._const([-made.keeps]), self._const([_LAST]), self._const([2]))
         shape = [made.ids[0], HEADS, made.static or "total", DIM]
-        self._give(f"present.{layer}.{side}", present, TensorProto.FLOAT, shape)
-        return whole
+        self._give(f"present.{layer}.{side}", present, self._cache_type, shape)
+        return self._op("DequantizeLinear", whole, *scale) if made.bytes else whole
 
     def _conv(self, layer: int, x: str) -> str:
         """`gate * conv(past columns, x)`, the state being the last `TAPS` columns."""
         past, present = self._state(layer, "conv")
+        if self._made.stacked:
+            past = self._op("Gather", "past_states", self._const(len(self._stack)), axis=0)
         columns = self._op("Transpose", self._linear(x, WIDTH), perm=[0, 2, 1])
         whole = self._op("Concat", past, columns, axis=2)
         starts, ends = ([-TAPS - 1], [-1]) if self._made.shifted else ([-TAPS], [_LAST])
         last = self._op("Slice", whole, self._const(starts), self._const(ends), self._const([2]))
-        self._give(present, past if self._made.stale else last, TensorProto.FLOAT, [self._made.ids[0], WIDTH, TAPS])
+        if self._made.stacked:
+            self._stack.append(self._op("Unsqueeze", past if self._made.stale else last, self._const([0])))
+        else:
+            self._give(present, past if self._made.stale else last, TensorProto.FLOAT, [self._made.ids[0], WIDTH, TAPS])
         y = self._op("Conv", whole, self._const(self._normal(WIDTH, 1, TAPS)), group=WIDTH, kernel_shape=[TAPS])
         y = self._op("Slice", y, self._const([1]), self._const([_LAST]), self._const([2]))
         return self._linear(self._op("Transpose", y, perm=[0, 2, 1]), WIDTH)

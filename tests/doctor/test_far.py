@@ -116,3 +116,11 @@ def test_where_the_last_bits_of_an_angle_decide_nothing_is_compared(
     reach = _against(RIGHT, RIGHT, tmp_path / "wide").measurements.reach
     assert reach is not None
     assert "there the last bits of an angle decide" in reach.sentence
+
+
+def test_where_the_model_itself_ends_before_the_decoder_nobody_is_blamed(tmp_path: Path) -> None:
+    whole = _against(RIGHT, replace(RIGHT, places=300), tmp_path)
+    assert (whole.scenario, whole.export.findings) == ("C", ())
+    reach = whole.measurements.reach
+    assert reach is not None
+    assert "what the reference has no answer to" in reach.sentence

@@ -36,6 +36,8 @@ CARRIED = {
     "convolutions alone": Made(layers=("conv", "conv")),
     "recurrences alone": Made(layers=("recurrent", "recurrent")),
     "recurrence and convolution beside attention": Made(layers=("conv", "recurrent", "attention")),
+    "states stacked in one tensor": Made(layers=("conv", "attention", "conv"), stacked=True),
+    "stacked states alone": Made(layers=("conv", "conv"), stacked=True),
     "without a mask": replace(HYBRID, mask=None),
     "mamba's names": Made(
         layers=("recurrent",), names=("cache_params.ssm_states.{layer}", "new_cache_params.ssm_states.{layer}")
@@ -62,6 +64,7 @@ def test_what_cannot_be_cut_by_position_is_right_by_what_its_steps_give(kind: st
     reach = whole.measurements.reach
     assert reach is not None
     assert reach.positions == reach.declared
+    assert whole.target.layout.startswith(("states of one size", "a static cache", "growing"))
     for shown in (render(whole, colour=False, width=2000), render_html(whole)):
         assert reach.sentence in shown
 
@@ -73,6 +76,7 @@ def test_what_cannot_be_cut_by_position_is_right_by_what_its_steps_give(kind: st
         (Made(layers=("attention", "conv"), stale=True), "present-not-appended", "present_conv.1"),
         (Made(layers=("recurrent", "attention"), stale=True), "present-not-appended", "present_recurrent.0"),
         (replace(HYBRID, shifted=True), "present-not-appended", "present_conv.0"),
+        (Made(layers=("conv", "conv"), stacked=True, stale=True), "present-not-appended", "present_states"),
         (replace(STATIC, late=1), "present-not-appended", "present.0.key"),
         (replace(STATIC, unmasked=True, mask=None), "mask-ignores-past", "the cache behind position 5"),
         (Made(keeps=5), "present-not-appended", "present.0.key"),
@@ -107,6 +111,12 @@ def test_steps_of_one_token_are_judged_against_the_model_and_not_without_it(tmp_
 )
 def test_an_input_that_nobody_knows_is_named_and_nothing_is_judged(made: Made, name: str, tmp_path: Path) -> None:
     with pytest.raises(DecoderError, match=f"input {name} .*Nobody knows what to feed it"):
+        diagnose(make(tmp_path, made))
+
+
+@pytest.mark.parametrize("made", [Made(bytes=True), replace(STATIC, bytes=True)])
+def test_a_cache_in_int8_is_named_and_nothing_is_judged(made: Made, tmp_path: Path) -> None:
+    with pytest.raises(DecoderError, match=r"cache in int8 \(past_key_values\.0\.key.*cannot be judged"):
         diagnose(make(tmp_path, made))
 
 

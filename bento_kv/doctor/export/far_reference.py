@@ -15,7 +15,7 @@ from bento_kv.contract.reference import LayerArrays, NumericReference
 from bento_kv.doctor.export.far import LOGITS_BYTES, MOVED, Far, filled, sees_oldest, spread
 from bento_kv.doctor.export.probe import cut
 from bento_kv.doctor.records import Finding
-from bento_kv.errors import DecoderError, GraphLimitError
+from bento_kv.errors import DecoderError, GraphLimitError, SourceError
 from bento_kv.runtime.graph import Cache
 
 PLACES = 32
@@ -35,8 +35,15 @@ def check_far_reference(far: Far, reference: NumericReference, limit: float) -> 
         limit: what an error may be, relative to the largest logit.
     """
     # Positions first: where they alone are wrong, they are the cause of all that follows.
-    found = _moved(far, reference, limit) or _prompt(far, reference, limit)
-    return found or _behind_pasts(far, reference, limit)
+    for way in (_moved, _prompt, _behind_pasts):
+        try:
+            found = way(far, reference, limit)
+        except SourceError as error:
+            far.leave(f"what the reference has no answer to: {error}")
+            continue
+        if found:
+            return found
+    return []
 
 
 def _prompt(far: Far, reference: NumericReference, limit: float) -> list[Finding]:

@@ -34,10 +34,10 @@ def _layout(opened: Opened) -> str:
         return "unknown"
     if interface.packed:
         return "in-place, packed"
-    if not (interface.has_past or interface.has_present):
-        return "without a cache"
     if interface.foreign:
         return interface.foreign
+    if not (interface.has_past or interface.has_present):
+        return "without a cache"
     axes = {pair.axes for pair in interface.caches}
     traits = ["growing"]
     if len(opened.files) > 1:
