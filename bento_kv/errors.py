@@ -27,7 +27,11 @@ exception that its user expects.
 
 from __future__ import annotations
 
-from typing import ClassVar
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:
+    from bento_kv.contract.remedies import Remedy
 
 __all__ = [
     "BentoKVError",
@@ -93,7 +97,16 @@ class IntegrityError(ManifestError):
 
 
 class VerificationError(BentoKVError):
-    """A proof failed, is missing, or does not hold on this machine."""
+    """A proof failed, is missing, or does not hold on this machine.
+
+    Args:
+        message: which, and why.
+        remedies: options of an export with which it may pass, the cheapest first, if any are known.
+    """
+
+    def __init__(self, message: str, *, remedies: Sequence[Remedy] = ()) -> None:
+        super().__init__(message)
+        self.remedies = tuple(remedies)
 
 
 class DecoderError(BentoKVError):

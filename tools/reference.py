@@ -25,6 +25,7 @@ from bento_kv import errors
 from bento_kv.bento.arguments import argument_settings
 from bento_kv.cli import main as cli
 from bento_kv.contract.precision import PRECISIONS, PrecisionTraits
+from bento_kv.contract.remedies import table as remedy_rows
 from bento_kv.contract.settings import Setting, settings
 from bento_kv.contract.weight_options import QuantizationOptions, options_of
 from bento_kv.doctor import faults
@@ -347,8 +348,8 @@ def _default(form: Form, name: str, precision: str) -> str:
 
 
 def remedies() -> str:
-    rows = ((name, row.remedy) for name, row in PRECISIONS.items() if row.remedy)
-    return "\n".join(_filled(f"- {code(name)}: {remedy}.") for name, remedy in rows)
+    rows = ((code(option), code(precision), where, sentence(why)) for option, precision, where, why in remedy_rows())
+    return table(["Option", "Of", "Mends", "What it does"], rows)
 
 
 PARTS: Mapping[str, Callable[[], str]] = {

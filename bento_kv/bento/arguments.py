@@ -17,6 +17,7 @@ import yaml
 from bentoml.exceptions import BentoMLException, InvalidArgument
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, create_model
 
+from bento_kv.bento.asked import DECODER_ALIAS
 from bento_kv.contract.precision import AskedPrecision, KvCache
 from bento_kv.contract.settings import Bounds, Setting, setting, settings
 from bento_kv.contract.weight_options import NAMES, QuantizationOptions
@@ -81,8 +82,6 @@ def _number(word: Any) -> Any:
     return int(word) if isinstance(word, str) and word.isdecimal() else word
 
 
-# Under which a bento of the packaged service has its decoder.
-DECODER_ALIAS = "bento_kv.decoder"
 # What a bento's decoder was made with. Slots may still be made shorter than it allows (`max_length`).
 BUILT_IN = ("model", "precision", "kv_cache", *NAMES)
 

@@ -16,6 +16,8 @@ from bento_kv.contract.weight_options import QuantizationOptions
 from bento_kv.errors import SourceError
 from bento_kv.source import DEMO, ModelSource
 
+# Under which a bento of the packaged service has its decoder.
+DECODER_ALIAS = "bento_kv.decoder"
 # What a model is made to, unless asked otherwise. A decoder that is there already is what it is.
 _PRECISION = "fp32"
 _KV_CACHE = "fp32"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,14 +14,15 @@ import bentoml
 from bentoml.exceptions import BentoMLException, NotFound
 from bentoml.models import BentoModel
 
-from bento_kv.bento.asked import Asked
+from bento_kv.bento.again import for_arguments, for_export, for_program
+from bento_kv.bento.asked import DECODER_ALIAS, Asked
 from bento_kv.bento.store import MODULE, clean_store, get, maker_of, save_model, versions
 from bento_kv.contract.files import MANIFEST_FILE, sha256
 from bento_kv.contract.manifest import Manifest
-from bento_kv.contract.verification import check_proof
+from bento_kv.contract.verification import Verification, check_proof, failure
 from bento_kv.contract.weight_options import QuantizationOptions
 from bento_kv.disk import clean_scratch, scratch
-from bento_kv.errors import BentoKVError, ManifestError, SourceError
+from bento_kv.errors import BentoKVError, ManifestError, SourceError, VerificationError
 from bento_kv.source import DEMO, hide_progress_bars
 
 # Below BentoML's own logger, so that `bentoml build` and `bentoml serve` show what takes its time.
@@ -196,10 +198,23 @@ class VerifiedDecoder(BentoModel):  # type: ignore[misc] # BentoML loads it lazi
                 max_length=asked.max_length,
                 progress=_say,
             )
+            if not record.passed:
+                raise self._refused(record)
             model = save_model(str(self.tag), directory, metadata=asked.facts())
             precision = model.info.metadata["precision"]
             logger.info("Proven in %s, in %s s, stored as %s.", precision, record.seconds, model.tag)
             return model
+
+    def _refused(self, record: Verification) -> RefusedDecoder:
+        """Why a decoder that was made is not taken, and what to ask for instead."""
+        asked, error = self.asked, failure(self.asked.source, record)
+        if not error.remedies:
+            return RefusedDecoder(str(error))
+        given = {"precision": asked.precision, "kv_cache": asked.kv_cache, **asked.quantization.given}
+        options = {name: value for name, value in given.items() if value is not None}
+        if self.alias == DECODER_ALIAS:
+            return RefusedDecoder(f"{error}\n{for_arguments(options, error.remedies, sys.argv)}")
+        return RefusedDecoder(f"{error}\n{for_program(asked.source, options, error.remedies)}")
 
 
 @contextmanager
@@ -208,6 +223,8 @@ def _refusing() -> Iterator[None]:
         yield
     except RefusedDecoder:
         raise
+    except VerificationError as error:
+        raise RefusedDecoder(f"{error}\n{for_export(error.remedies)}" if error.remedies else str(error)) from error
     except BentoKVError as error:
         raise RefusedDecoder(str(error)) from error
 

@@ -17,7 +17,8 @@ from typing import Any
 
 import bentoml
 
-from bento_kv.bento.arguments import DECODER_ALIAS, forget_path, pass_arguments_on, read_arguments
+from bento_kv.bento.arguments import forget_path, pass_arguments_on, read_arguments
+from bento_kv.bento.asked import DECODER_ALIAS
 from bento_kv.bento.build import VerifiedDecoder
 from bento_kv.bento.middleware import NoRefusals, Refusal, mend_middleware
 from bento_kv.bento.runnable import OnnxDecoderRunnable

@@ -15,6 +15,7 @@ import click
 
 from bento_kv import __version__
 from bento_kv.contract.settings import Setting, named
+from bento_kv.contract.spelling import advice, as_option, switches
 from bento_kv.disk import write_whole
 from bento_kv.engine.config import EngineConfig
 from bento_kv.errors import BentoKVError, IntegrityError, VerificationError, first_line
@@ -39,6 +40,9 @@ class _Group(click.Group):
             if ctx.params.get("debug"):
                 raise
             click.echo(f"Error: {error}", err=True)
+            if isinstance(error, VerificationError) and error.remedies:
+                click.echo("What may mend it, as options of `bento-kv export`, the cheapest first:", err=True)
+                click.echo("\n".join(f"  {line}" for line in advice(error.remedies, as_option)), err=True)
             ctx.exit(NOT_RIGHT if isinstance(error, VerificationError | IntegrityError) else NOT_DONE)
         except ModuleNotFoundError as error:
             missing = (error.name or "").partition(".")[0]
@@ -72,16 +76,6 @@ def main(debug: bool) -> None:  # `debug` is read where errors are caught
 def as_json_option(function: Callable[..., Any]) -> Callable[..., Any]:
     """`--json`."""
     return click.option("--json", "as_json", is_flag=True, help="One JSON document on stdout.")(function)
-
-
-# What switches a setting on and off, where it is not its name, without and with `no-`.
-_SWITCHES = {"reduce_range": ("--reduce-range", "--full-range"), "symmetric": ("--symmetric", "--asymmetric")}
-
-
-def switches(name: str) -> tuple[str, str]:
-    """The options that set a setting to true and to false."""
-    plain = name.replace("_", "-")
-    return _SWITCHES.get(name, (f"--{plain}", f"--no-{plain}"))
 
 
 def setting_option(record: type, name: str, *, default: Any = None) -> Callable[..., Any]:

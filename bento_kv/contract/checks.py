@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,14 +10,23 @@ from numpy.typing import NDArray
 
 from bento_kv.contract.decoder import Decoder
 from bento_kv.contract.precision import FP32_LIMIT
+from bento_kv.contract.remedies import Remedy
 from bento_kv.contract.verification import Check
 
 _MASKED = 1e30
 
 
-def at_most(id: str, measured: float, limit: float, explain: str) -> Check:
-    """A check that passes if measured <= limit; not a number never passes."""
-    return Check(id=id, passed=bool(measured <= limit), measured=_finite(measured), limit=limit, explain=explain)
+def at_most(id: str, measured: float, limit: float, explain: str, remedies: Sequence[Remedy] = ()) -> Check:
+    """A check that passes if measured <= limit; not a number never passes. A failed one keeps the remedies."""
+    passed = bool(measured <= limit)
+    return Check(
+        id=id,
+        passed=passed,
+        measured=_finite(measured),
+        limit=limit,
+        explain=explain,
+        remedies=() if passed else tuple(remedies),
+    )
 
 
 def holds(id: str, faults: list[str], explain: str) -> Check:

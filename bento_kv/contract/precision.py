@@ -1,7 +1,7 @@
 """What a decoder's weights and its cache may be made of: one row each.
 
 All that depends on a precision and is no arithmetic of its own stands in its row: how close to its source a decoder of it
-comes, what mends one that does not, what the runtime has to heed. Limits are relative to the largest value compared, at
+comes, what the runtime has to heed. Limits are relative to the largest value compared, at
 least 1, unless a field says otherwise.
 """
 
@@ -55,7 +55,6 @@ class PrecisionTraits:
             leave out, which is not the export's fault.
         weight_error: of a weight, made floats again, relative to the reference's (Frobenius); None where weights are not
             quantized.
-        remedy: what brings a decoder nearer to its reference, as options by name; empty where nothing does.
         tokens_in_pairs: a step is given an even number of tokens. The operator on blocks of weights takes tokens two by
             two, and one that is left alone by other arithmetic, so that its bits would depend on how many share the step.
     """
@@ -68,7 +67,6 @@ class PrecisionTraits:
     self_consistency: float
     against_reference: float
     weight_error: float | None = None
-    remedy: str = ""
     tokens_in_pairs: bool = False
 
 
@@ -101,7 +99,6 @@ PRECISIONS: Mapping[Precision, PrecisionTraits] = {
         self_consistency=0.1,
         against_reference=0.3,
         weight_error=0.05,
-        remedy="`precision=fp32` and `kv_cache=fp32` have none",
     ),
     "int4": PrecisionTraits(
         bits=4,
@@ -111,7 +108,6 @@ PRECISIONS: Mapping[Precision, PrecisionTraits] = {
         self_consistency=0.1,
         against_reference=1.0,
         weight_error=0.3,
-        remedy="`edge_layers=2` makes it smaller; `precision=auto` takes what passes",
         tokens_in_pairs=True,
     ),
 }

@@ -11,17 +11,25 @@ from bento_kv.contract.files import MANIFEST_FILE, VERIFICATION_FILE, sha256
 from bento_kv.contract.manifest import Manifest
 from bento_kv.contract.precision import PRECISIONS
 from bento_kv.contract.record import Record, read_record, write_record
+from bento_kv.contract.remedies import Remedy, merged
+from bento_kv.contract.spelling import advice, as_keyword
 from bento_kv.errors import IntegrityError, VerificationError
 
 
 class Check(Record):
-    """One check of a proof. `measured` and `limit` are in the unit that `explain` names; passed is measured <= limit."""
+    """One check of a proof.
+
+    Attributes:
+        measured, limit: in the unit that `explain` names; passed is measured <= limit.
+        remedies: options of an export with which a failed one may pass, the cheapest first.
+    """
 
     id: str
     passed: bool
     measured: float | None
     limit: float | None
     explain: str
+    remedies: tuple[Remedy, ...] = ()
 
 
 class PartProof(Record):
@@ -71,6 +79,11 @@ class Verification(Record):
         """The checks that did not pass, the export's first."""
         return tuple(check for part in (self.export, self.loop) for check in part.checks if not check.passed)
 
+    @property
+    def remedies(self) -> tuple[Remedy, ...]:
+        """Of all checks that did not pass, the cheapest first."""
+        return merged(remedy for check in self.failed for remedy in check.remedies)
+
     @model_validator(mode="after")
     def _follows_from_the_parts(self) -> Self:
         if self.passed and not (self.export.passed and self.loop.passed and self.golden):
@@ -104,6 +117,16 @@ def check_proof(directory: Path) -> tuple[Manifest, Verification]:
     if record.golden_limit > manifest.golden_limit:
         raise VerificationError(f"{directory}: golden_limit is wider than its precision, {manifest.coarsest}, allows")
     if not record.passed:
-        first = f": {record.failed[0].id} ({record.failed[0].explain})" if record.failed else ""
-        raise VerificationError(f"{directory}: its proof failed{first}")
+        raise failure(str(directory), record)
     return manifest, record
+
+
+def failure(of: str, record: Verification) -> VerificationError:
+    """The error of a proof that failed: the first check that did, the names of the others, and what may mend it."""
+    first, *others = record.failed or (None,)
+    why = "" if first is None else f": {first.id} ({first.explain})"
+    too = f"; {', '.join(check.id for check in others if check)} failed too" if others else ""
+    error = VerificationError(f"{of}: its proof failed{why}{too}", remedies=record.remedies)
+    for line in advice(error.remedies, as_keyword):
+        error.add_note(f"What may mend it, of `VerifiedDecoder` and `QuantizationOptions`: {line}")
+    return error

@@ -12,6 +12,7 @@ from bento_kv.contract.checks import Worst, at_most, difference, scaled_error
 from bento_kv.contract.decoder import Decoder
 from bento_kv.contract.plan import StepPlan, StepRow
 from bento_kv.contract.precision import FP32_LIMIT
+from bento_kv.contract.remedies import Remedy
 from bento_kv.contract.verification import Check
 from bento_kv.proof.effort import WALKS, block_edges
 
@@ -32,7 +33,13 @@ def _cache(decoder: Decoder, slot: int, length: int) -> list[NDArray[np.float32]
 
 
 def check_splits(
-    decoder: Decoder, ids: Sequence[int], walks: int = WALKS, rounding: float = FP32_LIMIT, *, two_graphs: bool = False
+    decoder: Decoder,
+    ids: Sequence[int],
+    walks: int = WALKS,
+    rounding: float = FP32_LIMIT,
+    *,
+    two_graphs: bool = False,
+    remedies: Sequence[Remedy] = (),
 ) -> Check:
     """Law 1: a sequence split into steps in many ways, down to single tokens, against one step over the whole.
 
@@ -43,6 +50,7 @@ def check_splits(
         rounding: the limit in mode `batch`, where single tokens meet other arithmetic.
         two_graphs: prompts and what continues them go through graphs of different weights. Then each is held to the law by
             itself: chunks of prompts of two tokens or more, and behind a prompt, single tokens and checks of drafts.
+        remedies: what may mend it in mode `batch`; in mode `full` nothing does but other kernels.
     """
     worst = Worst()
     splits = split_walks(len(ids), sorted({*LARGE, *_edges(decoder)}), walks)
@@ -59,8 +67,8 @@ def check_splits(
     text = (
         f"largest difference of {len(splits)} ways to split {len(ids)} tokens into steps of {met} to one step over all"
     )
-    limit = 0.0 if decoder.exact == "full" else rounding
-    return at_most(f"cached-equals-uncached-{decoder.exact}", worst.error, limit, worst.describe(text))
+    limit, known = (0.0, ()) if decoder.exact == "full" else (rounding, remedies)
+    return at_most(f"cached-equals-uncached-{decoder.exact}", worst.error, limit, worst.describe(text), known)
 
 
 def _see_splits(

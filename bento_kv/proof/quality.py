@@ -25,16 +25,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from bento_kv.contract.checks import at_most
 from bento_kv.contract.decoder import Decoder
+from bento_kv.contract.manifest import Manifest
 from bento_kv.contract.plan import StepPlan, StepRow
-from bento_kv.contract.precision import PRECISIONS, Precision, PrecisionTraits
+from bento_kv.contract.precision import PRECISIONS, PrecisionTraits
 from bento_kv.contract.reference import NumericReference
+from bento_kv.contract.remedies import Remedy, remedies_of
 from bento_kv.contract.verification import Check
 from bento_kv.errors import BentoKVError
 from bento_kv.proof.effort import TEXT_LENGTH, TEXTS_TOGETHER
@@ -90,16 +92,13 @@ class Divergence:
             self.gained.extend((theirs[rows, tokens] - ours[rows, tokens]).tolist())
             self.surprise.extend((-theirs[rows, tokens]).tolist())
 
-    def checks(self, phase: str, traits: PrecisionTraits) -> Iterator[Check]:
-        """The three checks of a phase, `prefill` or `decode`, of a decoder of some precision."""
+    def checks(
+        self, phase: Literal["prefill", "decode"], traits: PrecisionTraits, remedies: Sequence[Remedy] = ()
+    ) -> Iterator[Check]:
+        """The three checks of a phase of a decoder of some precision, and what may mend those that fail."""
         limits = traits.quality
         kl = np.array(self.kl)
         mean = float(kl.mean()) if len(kl) else float("nan")
-        remedy = (
-            f". {traits.remedy} (with `--arg`; `bento-kv export` has --options of these names)"
-            if traits.remedy and not mean <= limits.kl
-            else ""
-        )
         decided, other = np.array(self.decided, bool), np.array(self.other, bool)
         changed = int((decided & other).sum())
         ratio = float(np.mean(self.gained)) if self.gained else float("nan")
@@ -108,7 +107,8 @@ class Divergence:
             f"quality-kl-{phase}",
             mean,
             limits.kl,
-            f"mean divergence (KL) from the reference in nats a token, over {places}{_spread(kl)}{remedy}",
+            f"mean divergence (KL) from the reference in nats a token, over {places}{_spread(kl)}",
+            remedies,
         )
         yield at_most(
             f"quality-top1-{phase}",
@@ -116,6 +116,7 @@ class Divergence:
             limits.top1,
             f"share of positions with another likeliest token, where the reference is decided: {changed} of "
             f"{int(decided.sum())} (taken as {_FEWEST} at least); of all {len(kl)}, {int(other.sum())}",
+            remedies,
         )
         yield at_most(
             f"quality-perplexity-{phase}",
@@ -123,6 +124,7 @@ class Divergence:
             limits.perplexity,
             f"change of the perplexity of the probe text, as a logarithm: it was "
             f"{np.exp(np.mean(self.surprise)) if self.surprise else np.nan:.4g} and is multiplied by {np.exp(ratio):.4f}",
+            remedies,
         )
 
 
@@ -152,12 +154,15 @@ def _chat(encoder: TextEncoder, messages: Sequence[Mapping[str, str]], answer: s
 
 
 def check_quality(
-    decoder: Decoder, reference: NumericReference, sequences: Sequence[Sequence[int]], precision: Precision
+    decoder: Decoder, reference: NumericReference, sequences: Sequence[Sequence[int]], manifest: Manifest
 ) -> list[Check]:
-    """What `measure` finds, held to the limits of a precision."""
+    """What `measure` finds, held to the limits of the decoder's precision."""
     prefilled, decoded = measure(decoder, reference, sequences)
-    traits = PRECISIONS[precision]
-    return [*prefilled.checks("prefill", traits), *decoded.checks("decode", traits)]
+    traits = PRECISIONS[manifest.coarsest]
+    return [
+        *prefilled.checks("prefill", traits, remedies_of(manifest, "prefill")),
+        *decoded.checks("decode", traits, remedies_of(manifest, "decode")),
+    ]
 
 
 def measure(

@@ -8,6 +8,7 @@ from pathlib import Path
 from jinja2 import Environment, StrictUndefined
 
 from bento_kv.contract.manifest import Manifest
+from bento_kv.contract.spelling import advice, as_option
 from bento_kv.contract.verification import Check, Verification
 
 _TITLES = {"export": "Export layer: is the graph right?", "loop": "Loop layer: are the steps right?"}
@@ -40,7 +41,13 @@ def render_html(record: Verification, manifest: Manifest) -> str:
     layers = [(_TITLES[name], proof) for name, proof in (("export", record.export), ("loop", record.loop))]
     name = Path(manifest.source.id).name
     return template.render(
-        record=record, manifest=manifest, layers=layers, name=name, number=_number, exactness=exactness(record)
+        record=record,
+        manifest=manifest,
+        layers=layers,
+        name=name,
+        number=_number,
+        exactness=exactness(record),
+        advice=lambda check: advice(check.remedies, as_option),
     )
 
 
@@ -53,6 +60,7 @@ def _lines(record: Verification) -> Iterator[str]:
             yield f"  {'ok  ' if check.passed else 'FAIL'} {check.id:<30} {_number(check.measured):>9} {_limit(check)}"
             if not check.passed:
                 yield f"       {check.explain}"
+                yield from (f"       may mend it: {line}" for line in advice(check.remedies, as_option))
     if found := exactness(record):
         yield "Exactness: what changes a bit on this machine, and by how much"
     for what, value in found:

@@ -13,6 +13,7 @@ from bento_kv.contract.manifest import Manifest
 from bento_kv.contract.plan import Exactness
 from bento_kv.contract.precision import PRECISIONS
 from bento_kv.contract.reference import NumericReference, Truth
+from bento_kv.contract.remedies import remedies_of
 from bento_kv.contract.verification import Check, GoldenPrompt
 from bento_kv.doctor.export.loading import open_cached
 from bento_kv.doctor.faults import Part
@@ -173,7 +174,7 @@ class _BesideTorch:
 
     def quality(self) -> Found:
         texts = self.plan.texts()[: self.plan.effort.texts]
-        return check_quality(self.decoder, self.plan.model, texts, self.plan.manifest.coarsest)
+        return check_quality(self.decoder, self.plan.model, texts, self.plan.manifest)
 
     def remembered(self) -> Found:
         """Nothing to check yet: the answers to compare with, on the machine that serves and with other threads."""
@@ -196,7 +197,8 @@ class _ByItself:
         manifest = self.plan.manifest
         two_graphs = manifest.layout == "in-place" and len(manifest.graphs) > 1 and self.decoder.exact == "batch"
         effort, ids = self.plan.effort, self.plan.probes.short
-        return check_splits(self.decoder, ids, effort.walks, self.plan.limit, two_graphs=two_graphs)
+        remedies = remedies_of(manifest, "rounding")
+        return check_splits(self.decoder, ids, effort.walks, self.plan.limit, two_graphs=two_graphs, remedies=remedies)
 
     def neighbours(self) -> Found:
         return check_neighbours(self.decoder, self.plan.probes.short)

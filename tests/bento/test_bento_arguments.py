@@ -15,7 +15,8 @@ from bentoml._internal.utils.args import set_arguments
 from bentoml.exceptions import InvalidArgument
 
 from bento_kv import save_model
-from bento_kv.bento.arguments import BUILT_IN, DECODER_ALIAS, Arguments, forget_path, pass_arguments_on, read_arguments
+from bento_kv.bento.arguments import BUILT_IN, Arguments, forget_path, pass_arguments_on, read_arguments
+from bento_kv.bento.asked import DECODER_ALIAS
 from bento_kv.contract.weight_options import NAMES
 from tests import decoders
 from tests.contract.test_weight_options import VALUES

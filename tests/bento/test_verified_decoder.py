@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,11 +12,14 @@ import pytest
 
 import bento_kv
 from bento_kv import VerifiedDecoder
-from bento_kv.bento.asked import Asked
+from bento_kv.bento.arguments import Arguments
+from bento_kv.bento.asked import DECODER_ALIAS, Asked
 from bento_kv.bento.build import RefusedDecoder
 from bento_kv.bento.store import versions
 from bento_kv.contract.manifest import Manifest
 from bento_kv.contract.precision import PRECISIONS, QualityLimits
+from bento_kv.errors import VerificationError
+from bento_kv.export.exporter import export
 from tests import decoders
 from tests.contract.test_weight_options import VALUES
 from tests.damage import flip_weight_byte
@@ -174,6 +178,49 @@ def _strict(monkeypatch: pytest.MonkeyPatch, *precisions: str) -> None:
     nothing = QualityLimits(kl=-1.0, top1=1.0, perplexity=10.0)
     for name in precisions:
         monkeypatch.setitem(PRECISIONS, name, replace(PRECISIONS[name], quality=nothing))  # type: ignore[arg-type, index, call-overload]
+
+
+@pytest.mark.usefixtures("traced_once")
+def test_a_gate_that_fails_says_what_mends_it_in_the_words_of_who_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = str(save_model(tmp_path / "gate", "llama", seed=8, num_hidden_layers=1))
+    _strict(monkeypatch, "int4")
+    monkeypatch.setattr("sys.argv", ["bentoml", "build", "--arg", f"model={source}", "--arg", "precision=int4"])
+    by_command = VerifiedDecoder(source, precision="int4", method="rtn", alias=DECODER_ALIAS)
+    with pytest.raises(RefusedDecoder, match="its proof failed: quality-kl-prefill") as command:
+        by_command.to_info()
+    *_, first = lines = str(command.value).splitlines()
+    told = [shlex.split(line.partition(": ")[0])[1] for line in lines if line.startswith("  --arg")]
+    assert told[:2] == ["method=gptq", "reduce_range=false"]
+    for word in told:
+        Arguments.model_validate({"precision": "int4", **dict([word.split("=")])})
+    assert first == f"The first of them: bentoml build --arg model={source} --arg precision=int4 --arg method=gptq"
+
+    with pytest.raises(RefusedDecoder) as program:
+        VerifiedDecoder(source, precision="int4", method="rtn", symmetric=False).to_info()
+    call = str(program.value).rpartition("The first of them: ")[2]
+    mended = eval(call)
+    assert mended.asked.quantization.given == {"method": "gptq", "symmetric": False}
+    assert "method=" in str(program.value)
+    assert "--arg" not in str(program.value)
+
+
+@pytest.mark.usefixtures("traced_once")
+def test_a_directory_whose_proof_failed_is_to_be_exported_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = str(save_model(tmp_path / "again", "llama", seed=8, num_hidden_layers=1))
+    _strict(monkeypatch, "int4")
+    made = tmp_path / "decoder"
+    export(source, made, precision="int4")
+    assert not decoders.prove(made, source).passed
+    with pytest.raises(RefusedDecoder) as refused:
+        VerifiedDecoder(str(made)).to_info()
+    assert "  --full-range: all 8 bits" in str(refused.value)
+    with pytest.raises(VerificationError) as raised:
+        bento_kv.save_model("failed", made)
+    assert any("reduce_range=False" in note for note in raised.value.__notes__)
 
 
 @pytest.mark.usefixtures("traced_once")

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
 import onnx
 import pytest
 
+from bento_kv.cli import main
 from bento_kv.contract.manifest import Manifest
 from bento_kv.contract.precision import PRECISIONS, QualityLimits
 from bento_kv.contract.verification import Verification
@@ -137,6 +139,27 @@ def test_a_process_of_its_own_ends_with_the_code_too(tmp_path: Path) -> None:
 
 def test_debug_shows_the_traceback(tmp_path: Path) -> None:
     assert "Traceback" in run_apart("--debug", "verify", tmp_path).stderr
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("traced_once")
+def test_a_gate_that_fails_names_options_that_export_takes(
+    tiny_source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    strict = replace(PRECISIONS["int4"], quality=QualityLimits(kl=-1.0, top1=1.0, perplexity=10.0))
+    monkeypatch.setitem(PRECISIONS, "int4", strict)  # type: ignore[arg-type]
+    words = ["export", str(tiny_source), "-o", str(tmp_path / "decoder"), "--precision", "int4", "--force"]
+    assert run(*words, "--block-size", "64").returncode == 0
+    verified = run("verify", tmp_path / "decoder", "--reference", tiny_source)
+    assert verified.returncode == 1
+    told = re.findall("may mend it: (--[^:]*):", verified.stdout)
+    assert "--block-size 32" in told
+    assert "--asymmetric" in told
+    for option in told:
+        main.commands["export"].make_context("export", [*words[1:], *option.split()])  # type: ignore[attr-defined]
+    saved = run("save", tmp_path / "decoder", "cli-gate")
+    assert saved.returncode == 1
+    assert "  --block-size 32: " in saved.stderr
 
 
 @pytest.mark.slow

@@ -15,6 +15,7 @@ import yaml
 
 from bento_kv import VerifiedDecoder
 from bento_kv.bento.store import get
+from bento_kv.contract.manifest import Manifest
 from tests import decoders
 from tests.damage import change_graph, flip_weight_byte, set_attention
 from tests.e2e.server import ROOT, serving
@@ -85,6 +86,24 @@ def test_a_bento_serves_the_decoder_it_was_built_with(tmp_path: Path) -> None:
         proof = httpx.get(f"{server.url}/v1/verification").json()
         assert proof["manifest_sha256"] == packed.info.metadata["manifest_sha256"]
         assert httpx.get(f"{server.url}/v1/models").json()["data"][0]["id"] == "pinned"
+
+
+@pytest.mark.slow
+def test_a_build_takes_options_of_quantization_and_the_bento_serves_what_they_made(tmp_path: Path) -> None:
+    source = save_model(tmp_path / "quantized", "llama", seed=9, num_hidden_layers=1)
+    options = {"precision": "int4", "block_size": "16", "symmetric": "false", "method": "search", "rotate": "false"}
+    arguments = [f"--arg={name}={value}" for name, value in {"model": str(source), **options}.items()]
+    built = _bentoml("build", "--output", "tag", *arguments)
+    assert built.returncode == 0, built.stdout + built.stderr
+    tag = built.stdout.strip().split("__tag__:")[-1]
+    bento = Path(_bentoml("get", tag, "--output", "path").stdout.strip())
+    packed = yaml.safe_load((bento / "bento.yaml").read_text())["services"][0]["models"][0]["tag"]
+    in_force = Manifest.read(Path(get(packed).path)).quantization
+    made = {"block_size": 16, "symmetric": False, "method": "search", "rotate": False}
+    assert {name: in_force[name] for name in made} == made
+    with serving(tag, log=tmp_path / "log", directory=tmp_path) as server:
+        client = openai.OpenAI(base_url=f"{server.url}/v1", api_key="unused")
+        assert client.completions.create(model="quantized", prompt="Hello", max_tokens=4).choices[0].finish_reason
 
 
 @pytest.mark.usefixtures("traced_once")

@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from bento_kv import demo
 from bento_kv.contract.precision import PRECISIONS, PrecisionTraits, QualityLimits
 from bento_kv.contract.quantization import BlockWeights
+from bento_kv.contract.remedies import Remedy
+from bento_kv.contract.verification import Check
 from bento_kv.proof.effort import TEXT_LENGTH
 from bento_kv.proof.passages import CONVERSATIONS, PASSAGES
 from bento_kv.proof.quality import Divergence, probe_sequences
@@ -93,16 +95,16 @@ def test_what_is_no_number_fails_and_what_is_impossible_does_not() -> None:
 
 def test_too_large_a_divergence_says_how_to_make_it_smaller() -> None:
     expected = _logits(30)
+    remedy = Remedy(option="edge_layers", value=2, reason="8 bits")
     near, far = (
-        next(iter(_seen(expected + noise, expected, [1] * 30).checks("decode", PRECISIONS["int4"])))
+        next(iter(_seen(expected + noise, expected, [1] * 30).checks("decode", PRECISIONS["int4"], [remedy])))
         for noise in (0.0, 9.0 * np.random.default_rng(0).standard_normal(expected.shape, np.float32))
     )
     assert near.passed
-    assert "edge_layers" not in near.explain
+    assert near.remedies == ()
     assert not far.passed
-    assert "edge_layers=2" in far.explain
-    assert "precision=auto" in far.explain
-    assert "int8" not in far.explain
+    assert far.remedies == (remedy,)
+    assert Check.model_validate_json(far.model_dump_json()) == far
 
 
 def test_limits_grow_as_bits_shrink() -> None:
