@@ -13,10 +13,11 @@ import sys
 from pathlib import Path
 
 from benchmarks import results
-from benchmarks.bench import Bench
+from benchmarks.bench import QUICK, WHOLE, Bench, tell
 from benchmarks.catalogue import choose
 from benchmarks.report import plotted, report
 from benchmarks.shapes import SHAPES
+from benchmarks.subject import random_subject
 
 
 def main() -> int:
@@ -45,11 +46,11 @@ def main() -> int:
         parser.error(str(error))
     if options.rounds < 1 or options.threads < 1:
         parser.error("rounds and threads must be at least 1")
-    bench = Bench(
-        engines, threads=options.threads, rounds=options.rounds, patience=options.patience, quick=options.quick
-    )
+    plan = QUICK if options.quick else WHOLE
+    bench = Bench(engines, threads=options.threads, rounds=options.rounds, patience=options.patience, plan=plan)
     for model in models:
-        bench.run(model)
+        tell(f"{model}: random weights")
+        bench.run(random_subject(model))
         path = bench.record.write(options.out)  # after each model, so that a run cut short leaves something
     print(report(bench.record))
     print(f"written to {path}; {plotted(bench.record, path.with_suffix('.svg'))}", file=sys.stderr)

@@ -57,7 +57,8 @@ class Engine:
         files = [folder / f"{self.worker}.py"]
         if self.environment is None:
             package = ROOT / "bento_kv"
-            files += [*sorted((package / "export").rglob("*.py")), package / "manifest.py", package / "adopt.py"]
+            files += [*sorted((package / "export").rglob("*.py")), package / "repair" / "adopt.py"]
+            files += [package / "contract" / f"{name}.py" for name in ("manifest", "quantization", "rotation")]
         else:
             files += [requirements_file(self.environment), *sorted(folder.glob("gguf*.py"))]
         return _hash(files)
@@ -86,27 +87,47 @@ def _hash(files: list[Path]) -> str:
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
-def _ours(precision: str, exact: str, kv_cache: str = "fp32") -> Engine:
+def _ours(precision: str, exact: str, kv_cache: str = "fp32", block_size: int | None = None) -> Engine:
     files, name = f"bento_kv-{precision}", f"bento_kv-{precision}-{exact}"
+    options: dict[str, Any] = {"precision": precision, "exact": exact, "kv_cache": kv_cache}
     if kv_cache != "fp32":
         files, name = f"{files}-kv_{kv_cache}", f"{name}-kv_{kv_cache}"
+    if block_size is not None:
+        files, name = f"{files}-block_{block_size}", f"{name}-block_{block_size}"
+        options["quantization"] = {"block_size": block_size}
     return Engine(
-        name=name,
-        worker="ours",
-        precision=precision,
-        files=files,
-        options={"precision": precision, "exact": exact, "kv_cache": kv_cache},
+        name=name, worker="ours", precision=precision, files=files, options=options, default=block_size is None
     )
 
 
-def _llama(name: str, *, flash_attention: bool) -> Engine:
+# llama.cpp's types of weights, and which of ours each is like.
+GGUF_TYPES = {"q4_0": "int4", "q4_k_m": "int4", "q5_k_m": "int5", "q8_0": "int8"}
+
+
+def _llama(kind: str, *, flash_attention: bool) -> Engine:
+    plain = kind == "q4_0"
     return Engine(
-        name=name,
+        name="llama.cpp" + ("" if plain else f"-{kind}") + ("-flash" if flash_attention else ""),
         worker="llama",
-        precision="int4",
+        precision=GGUF_TYPES[kind],
         environment="llama_cpp",
-        files="gguf-q4_0",
-        options={"flash_attention": flash_attention},
+        files=f"gguf-{kind}",
+        options={"flash_attention": flash_attention, "type": kind},
+        default=plain,
+    )
+
+
+def _openvino(precision: str) -> Engine:
+    plain = precision == "int4"
+    return Engine(
+        name="openvino" + ("" if plain else f"-{precision}"),
+        worker="openvino",
+        precision=precision,
+        environment="openvino",
+        files=f"openvino-{precision}",
+        options={"precision": precision},
+        filling="keeps",
+        default=plain,
     )
 
 
@@ -123,16 +144,9 @@ ENGINES = {
             options={"precision": "fp32", "exact": "batch", "layout": "growing"},
             default=False,
         ),
-        _llama("llama.cpp", flash_attention=False),
-        _llama("llama.cpp-flash", flash_attention=True),
-        Engine(
-            name="openvino",
-            worker="openvino",
-            precision="int4",
-            environment="openvino",
-            files="openvino-int4",
-            filling="keeps",
-        ),
+        _ours("int4", "batch", block_size=128),
+        *(_llama(kind, flash_attention=flash) for kind in GGUF_TYPES for flash in (False, True)),
+        *(_openvino(precision) for precision in ("int4", "int8")),
         Engine(
             name="genai",
             worker="genai",
@@ -154,7 +168,7 @@ ENGINES = {
 
 
 def choose(names: str | None) -> list[Engine]:
-    """The engines of a comma-separated list, where `bento_kv` stands for all of ours; the default ones if None.
+    """The engines of a comma-separated list, where `bento_kv` stands for ours that take part by default; all of these if None.
 
     Raises:
         ValueError: there is no engine of a name.
@@ -163,7 +177,11 @@ def choose(names: str | None) -> list[Engine]:
         return [engine for engine in ENGINES.values() if engine.default]
     chosen: list[Engine] = []
     for name in names.split(","):
-        found = [engine for engine in ENGINES.values() if name in (engine.name, engine.name.split("-")[0])]
+        found = [
+            engine
+            for engine in ENGINES.values()
+            if name == engine.name or (engine.default and name == engine.name.split("-")[0])
+        ]
         if not found:
             raise ValueError(f"there is no engine {name!r}; there are {', '.join(ENGINES)}")
         chosen += [engine for engine in found if engine not in chosen]

@@ -90,7 +90,7 @@ def _speeds(record: Record, model: str, rows: list[Row]) -> str:
             lines.append(
                 [f"*limit, {precision}, {where}*", *("" if each is None else f"*{each:.0f}*" for each in limits)]
             )
-    return _table(["engine", *map(_title, keys)], lines)
+    return table(["engine", *map(_title, keys)], lines)
 
 
 def _speed(row: Row) -> str:
@@ -114,7 +114,7 @@ def _ratios(rows: list[Row]) -> list[str]:
             pairs = [(by.get((ours, key)), by.get((peer, key))) for key in keys]
             lines.append([peer, *(f"{mine / theirs:.2f}" if mine and theirs else "" for mine, theirs in pairs)])
         if lines:
-            parts += [f"{ours} over:", _table(["", *map(_title, keys)], lines)]
+            parts += [f"{ours} over:", table(["", *map(_title, keys)], lines)]
     return parts
 
 
@@ -130,7 +130,7 @@ def _loaded(record: Record, model: str) -> str:
         for each in record.loaded
         if each.model == model
     ]
-    return _table(["engine", "load", "resident after a first prompt", "highest", "of a core while idle"], lines)
+    return table(["engine", "load", "resident after a first prompt", "highest", "of a core while idle"], lines)
 
 
 def _key(row: Row) -> Key:
@@ -142,7 +142,8 @@ def _title(key: Key) -> str:
     return f"prefill {context}" if phase == "prefill" else f"x{rows} at {context}"
 
 
-def _table(head: list[str], lines: Iterable[list[str]]) -> str:
+def table(head: list[str], lines: Iterable[list[str]]) -> str:
+    """As markdown."""
     rows = [head, ["---"] * len(head), *lines]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 

@@ -8,7 +8,7 @@ import statistics
 from dataclasses import asdict, dataclass, field, fields
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "build" / "results"  # whole records, which git ignores
@@ -142,7 +142,11 @@ class Record:
     @classmethod
     def read(cls, path: Path) -> Record:
         """Read what `write` wrote."""
-        fields = json.loads(path.read_text())
-        fields["rows"] = [Row(**row) for row in fields["rows"]]
-        fields["loaded"] = [Loaded(**loaded) for loaded in fields["loaded"]]
-        return cls(**fields)
+        return cls.of(json.loads(path.read_text()))
+
+    @classmethod
+    def of(cls, fields: dict[str, Any]) -> Record:
+        """From JSON."""
+        rows = [Row(**row) for row in fields["rows"]]
+        loaded = [Loaded(**loaded) for loaded in fields["loaded"]]
+        return cls(**(fields | {"rows": rows, "loaded": loaded}))

@@ -13,7 +13,7 @@ from typing import Protocol
 
 from benchmarks.process import WorkerError, WorkerProcess, rest
 from benchmarks.results import Cell, Record, Row
-from benchmarks.shapes import Shape
+from benchmarks.subject import Subject
 
 
 class Measure(Protocol):
@@ -27,15 +27,14 @@ class Rounds:
 
     Args:
         record: where rows go, and what was left out.
-        model: its key.
-        shape: its dimensions.
+        model: which.
         rounds: measurements of an engine in a cell, after one that warms up.
         patience: seconds of measuring that an engine may take in a cell, after which it has fewer rounds than the others;
             one that would take twice as long to get ready is left out.
     """
 
-    def __init__(self, record: Record, model: str, shape: Shape, rounds: int, patience: float) -> None:
-        self._record, self._model, self._shape = record, model, shape
+    def __init__(self, record: Record, model: Subject, rounds: int, patience: float) -> None:
+        self._record, self._model = record, model
         self._rounds, self._patience = rounds, patience
         self._prefill_seconds: dict[str, float] = {}  # a prompt token's, by engine, of the longest prompt so far
 
@@ -44,8 +43,7 @@ class Rounds:
 
         def measure(worker: WorkerProcess, turn: int) -> float:
             # A new prompt each time, the same for all: nobody shall find it in a cache.
-            prompt = random.Random(f"{turn} {cell.context}").choices(range(300, self._shape.vocab), k=cell.context)
-            seconds = worker.seconds("prefill", prompt=prompt)
+            seconds = worker.seconds("prefill", prompt=self._model.prompt(f"turn {turn}", cell.context))
             self._prefill_seconds[worker.engine.name] = seconds / cell.context
             return seconds
 
@@ -87,7 +85,7 @@ class Rounds:
             return None
 
     def _label(self, engine: str, cell: Cell) -> str:
-        return f"{engine}, {self._model}, {cell}"
+        return f"{engine}, {self._model.name}, {cell}"
 
     def _measure(self, workers: list[WorkerProcess], cell: Cell, measure: Measure) -> None:
         seconds: dict[str, list[float]] = {worker.engine.name: [] for worker in workers}
@@ -112,5 +110,5 @@ class Rounds:
         for worker in workers:
             if taken_all := seconds[worker.engine.name]:
                 self._record.rows.append(
-                    Row.of(worker.engine.name, self._model, worker.engine.precision, cell, taken_all)
+                    Row.of(worker.engine.name, self._model.name, worker.engine.precision, cell, taken_all)
                 )

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 # Bits that one weight takes with its share of the scales: blocks of 32 with a half float each; one float a column.
-WEIGHT_BITS = {"fp32": 32.0, "int8": 8.0, "int4": 4.5}
+WEIGHT_BITS = {"fp32": 32.0, "int8": 8.0, "int5": 5.5, "int4": 4.5}
 
 
 @dataclass(frozen=True, slots=True)

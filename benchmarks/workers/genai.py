@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import onnxruntime_genai
+from numpy.typing import NDArray
 
 from benchmarks.workers.protocol import argument, prompt_of, serve
 
@@ -47,6 +48,14 @@ class Genai:
             self._standing.generate_next_token()
             self._standing.get_next_tokens()
         return time.perf_counter() - began
+
+    def logits(self, ids: list[int], prompt: int) -> NDArray[np.float32]:
+        generator = self._generator(1, len(ids) + 1)
+        found = []
+        for tokens in (ids[:prompt], *([token] for token in ids[prompt:])):
+            generator.append_tokens(np.array([tokens], np.int32))
+            found.append(generator.get_output("logits")[0])  # [tokens, vocab_size]
+        return np.concatenate(found)
 
     def _generator(self, rows: int, length: int) -> onnxruntime_genai.Generator:
         params = onnxruntime_genai.GeneratorParams(self._model)

@@ -6,7 +6,9 @@ import copy
 import time
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from transformers import AutoModelForCausalLM, DynamicCache
 
 from benchmarks.workers.protocol import argument, prompt_of, serve
@@ -42,6 +44,12 @@ class Generate:
         began = time.perf_counter()
         self._ids = self._generate(self._ids, self._cache, steps)
         return time.perf_counter() - began
+
+    @torch.inference_mode()
+    def logits(self, ids: list[int], prompt: int) -> NDArray[np.float32]:
+        """In one pass: in fp32 the way of computing changes next to nothing, and this is the reference."""
+        scores: torch.Tensor = self._model(torch.tensor([ids])).logits[0]
+        return scores.numpy()
 
     @torch.inference_mode()
     def _generate(self, ids: torch.Tensor, cache: DynamicCache, tokens: int) -> torch.Tensor:

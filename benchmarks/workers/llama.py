@@ -1,4 +1,4 @@
-"""llama.cpp: Q4_0 weights as its own quantizer makes them, through its C API with one batch for all sequences.
+"""llama.cpp: weights as its own quantizer makes them, through its C API with one batch for all sequences.
 
 With flash attention, which it would choose, prompts are faster, and without it decode is; both take part. Defaults besides,
 a float16 cache among them. Sampling is an arg-max.
@@ -17,6 +17,12 @@ from numpy.typing import NDArray
 from benchmarks.workers.protocol import argument, prompt_of, serve
 
 BATCH = 2048  # tokens of one call; it computes 512 of them at a time, which is its default
+FILE_TYPES = {
+    "q4_0": llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_0,
+    "q4_k_m": llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_K_M,
+    "q5_k_m": llama_cpp.LLAMA_FTYPE_MOSTLY_Q5_K_M,
+    "q8_0": llama_cpp.LLAMA_FTYPE_MOSTLY_Q8_0,
+}
 
 
 class Llama:
@@ -70,17 +76,24 @@ class Llama:
     def decode(self, steps: int) -> float:
         began = time.perf_counter()
         for _ in range(steps):
-            self._next = self._step([(int(token), self._position, row, True) for row, token in enumerate(self._next)])
+            step = [(int(token), self._position, row, True) for row, token in enumerate(self._next)]
+            self._next = self._step(step).argmax(-1)
             self._position += 1
         return time.perf_counter() - began
+
+    def logits(self, ids: list[int], prompt: int) -> NDArray[np.float32]:
+        llama_cpp.llama_memory_clear(self._memory, True)
+        tokens = [(token, place, 0, True) for place, token in enumerate(ids)]
+        parts = (tokens[:prompt], *([each] for each in tokens[prompt:]))
+        return np.concatenate([self._step(part).copy() for part in parts])
 
     def _prompt(self, prompt: list[int]) -> int:
         """Compute a prompt in sequence 0: the token after it."""
         last = len(prompt) - 1
-        return int(self._step([(token, place, 0, place == last) for place, token in enumerate(prompt)])[0])
+        return int(self._step([(token, place, 0, place == last) for place, token in enumerate(prompt)])[0].argmax())
 
-    def _step(self, tokens: list[tuple[int, int, int, bool]]) -> NDArray[np.int64]:
-        """Compute tokens (id, position, sequence, whether its logits are wanted): the likeliest next tokens."""
+    def _step(self, tokens: list[tuple[int, int, int, bool]]) -> NDArray[np.float32]:
+        """Compute tokens (id, position, sequence, whether its logits are wanted): those logits, `[wanted, vocab_size]`."""
         batch = self._batch
         batch.n_tokens = len(tokens)
         for index, (token, position, sequence, logits) in enumerate(tokens):
@@ -90,23 +103,27 @@ class Llama:
         if status := llama_cpp.llama_decode(self._context, batch):
             raise RuntimeError(f"llama_decode returned {status}")
         wanted = sum(logits for *_, logits in tokens)
-        rows = np.ctypeslib.as_array(llama_cpp.llama_get_logits(self._context), (wanted, self._vocab))
-        return rows.argmax(-1)
+        # llama.cpp's own memory, which the next step overwrites.
+        return np.ctypeslib.as_array(llama_cpp.llama_get_logits(self._context), (wanted, self._vocab))
 
 
 def _file() -> Path:
-    return Path(argument("target")) / "model-q4_0.gguf"
+    return Path(argument("target")) / f"model-{argument('type')}.gguf"
 
 
 def prepare() -> None:
-    """Write float32 and let llama.cpp's quantizer choose the types (a tied head of 576 or 896 columns becomes Q8_0)."""
+    """Write float32 and let llama.cpp's quantizer choose the types.
+
+    A tied head of 576 or 896 columns becomes Q8_0. Of a Q4_K or Q5_K file a matrix whose columns are no multiple of 256
+    becomes Q5_0 or Q5_1, which most of these models' matrices are.
+    """
     from benchmarks.workers.gguf_model import write_gguf
 
     whole = _file().with_name("model-f32.gguf")
     whole.parent.mkdir(parents=True, exist_ok=True)
     write_gguf(Path(argument("source")), whole)
     params = llama_cpp.llama_model_quantize_default_params()
-    params.ftype = llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_0
+    params.ftype = FILE_TYPES[argument("type")]
     params.nthread = argument("threads")
     status = llama_cpp.llama_model_quantize(str(whole).encode(), str(_file()).encode(), params)
     whole.unlink()

@@ -1,4 +1,4 @@
-"""OpenVINO GenAI: int4 weights (symmetric, groups of 64) and its continuous batching.
+"""OpenVINO GenAI: weights of int4 (symmetric, groups of 64) or int8 (a scale a column), and its continuous batching.
 
 Defaults besides: inference precision (bfloat16 where the processor has it) and an 8-bit cache.
 """
@@ -9,10 +9,12 @@ import json
 import shutil
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import openvino
 import openvino_genai
+from numpy.typing import NDArray
 
 from benchmarks.workers.protocol import argument, prompt_of, serve
 
@@ -31,12 +33,7 @@ class OpenVino:
         scheduler.max_num_seqs = argument("rows")
         scheduler.max_num_batched_tokens = argument("batched_tokens", BATCHED_TOKENS)
         scheduler.enable_prefix_caching = True
-        properties = {
-            "INFERENCE_NUM_THREADS": argument("threads"),
-            "DYNAMIC_QUANTIZATION_GROUP_SIZE": 64,
-            "ENABLE_CPU_PINNING": False,  # pinned threads wait wherever another process stands, and nobody else here pins
-        }
-        self._pipeline = openvino_genai.ContinuousBatchingPipeline(str(target), scheduler, "CPU", properties)
+        self._pipeline = openvino_genai.ContinuousBatchingPipeline(str(target), scheduler, "CPU", _properties())
         self._standing: list[openvino_genai.GenerationHandle] = []
         self._numbers = 0
 
@@ -70,6 +67,23 @@ class OpenVino:
             raise RuntimeError(f"{steps} steps of {len(self._standing)} rows brought {tokens} tokens")
         return seconds
 
+    def logits(self, ids: list[int], prompt: int) -> NDArray[np.float32]:
+        """From its runtime, because the pipeline gives none: the same graph and properties, its state the cache."""
+        model = openvino.Core().compile_model(f"{argument('target')}/openvino_model.xml", "CPU", _properties())
+        request = model.create_infer_request()
+        found = []
+        for start, end in ((0, prompt), *((at, at + 1) for at in range(prompt, len(ids)))):
+            request.infer(
+                {
+                    "input_ids": np.array([ids[start:end]], np.int64),
+                    "attention_mask": np.ones((1, end), np.int64),
+                    "position_ids": np.arange(start, end)[None],
+                    "beam_idx": np.zeros(1, np.int32),
+                }
+            )
+            found.append(request.get_tensor("logits").data[0].copy())  # [tokens, vocab_size]
+        return np.concatenate(found)
+
     def _submit(self, prompt: list[int], tokens: int) -> openvino_genai.GenerationHandle:
         config = openvino_genai.GenerationConfig()
         config.max_new_tokens, config.ignore_eos, config.do_sample = tokens, True, False
@@ -92,6 +106,14 @@ class OpenVino:
             self._pipeline.step()
 
 
+def _properties() -> dict[str, Any]:
+    return {
+        "INFERENCE_NUM_THREADS": argument("threads"),
+        "DYNAMIC_QUANTIZATION_GROUP_SIZE": 64,
+        "ENABLE_CPU_PINNING": False,  # pinned threads wait wherever another process stands, and nobody else here pins
+    }
+
+
 def prepare() -> None:
     """Export with optimum-intel and compress the weights with nncf; torch leaves with this process."""
     import nncf
@@ -103,12 +125,12 @@ def prepare() -> None:
         shutil.rmtree(folder, ignore_errors=True)
     main_export(argument("source"), output=whole, task="text-generation-with-past", convert_tokenizer=True)
     shutil.copytree(whole, target, ignore=shutil.ignore_patterns("openvino_model.*"))
-    model = nncf.compress_weights(
-        openvino.Core().read_model(whole / "openvino_model.xml"),
-        mode=nncf.CompressWeightsMode.INT4_SYM,
-        group_size=64,
-        ratio=1.0,
-    )
+    how = {
+        "int4": {"mode": nncf.CompressWeightsMode.INT4_SYM, "group_size": 64, "ratio": 1.0},
+        "int8": {"mode": nncf.CompressWeightsMode.INT8_ASYM},
+    }
+    whole_model = openvino.Core().read_model(whole / "openvino_model.xml")
+    model = nncf.compress_weights(whole_model, **how[argument("precision")])
     openvino.save_model(model, target / "openvino_model.xml", compress_to_fp16=False)
     shutil.rmtree(whole)
 

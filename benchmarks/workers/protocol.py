@@ -17,6 +17,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol, TextIO
 
+import numpy as np
+from numpy.typing import NDArray
+
 
 class Worker(Protocol):
     """An engine, loaded. Greedy; end-of-sequence tokens end nothing."""
@@ -34,9 +37,30 @@ class Worker(Protocol):
         ...
 
 
-def prompt_of(row: int, length: int, vocab: int) -> list[int]:
-    """The prompt of a standing sequence: random ids, the same in every engine, different in every row."""
-    return random.Random(f"{row} {length}").choices(range(300, vocab), k=length)
+class Scorer(Worker, Protocol):
+    """An engine that also says what it predicts, the way it computes when it generates."""
+
+    def logits(self, ids: list[int], prompt: int) -> NDArray[np.float32]:
+        """After each token of a text, `[len(ids), vocab_size]`: the first `prompt` in one prefill, then one by one."""
+        ...
+
+
+def prompt_of(row: int | str, length: int, vocab: int) -> list[int]:
+    """The prompt of a sequence, the same in every engine, different in every row: of the text that there is, or random."""
+    if file := argument("text"):
+        return piece_of(json.loads(Path(file).read_text()), row, length)
+    return random_ids(row, length, vocab)
+
+
+def random_ids(name: int | str, length: int, vocab: int) -> list[int]:
+    """Ids that follow from the name and the length."""
+    return random.Random(f"{name} {length}").choices(range(300, vocab), k=length)
+
+
+def piece_of(text: list[int], name: int | str, length: int) -> list[int]:
+    """Consecutive ids of a text, from a place that follows from the name and the length."""
+    start = random.Random(f"{name} {length}").randrange(len(text) - length + 1)
+    return text[start : start + length]
 
 
 def argument(name: str, default: Any = None) -> Any:
@@ -49,7 +73,7 @@ def serve(prepare: Callable[[], None], load: Callable[[], Worker], packages: Ite
 
     Args:
         prepare: turn the model at `source` into the files at `target`.
-        load: load the files at `target`.
+        load: load the files at `target`; a `Scorer` where `logits` will be asked for.
         packages: whose versions belong to the results.
     """
     answers = _own_stdout()
@@ -74,6 +98,9 @@ def serve(prepare: Callable[[], None], load: Callable[[], Worker], packages: Ite
                 answer = _memory()
             elif worker is None:
                 raise RuntimeError(f"{command!r} was asked before 'load'")
+            elif command == "logits":
+                np.save(request.pop("file"), worker.logits(**request).astype(np.float32, copy=False))
+                answer = {"seconds": time.perf_counter() - began}
             else:
                 seconds = getattr(worker, command)(**request)
                 answer = {"seconds": time.perf_counter() - began if seconds is None else seconds}
