@@ -92,7 +92,20 @@ def write_csv(found: Frontier, path: Path) -> None:
         file.write(f"# {found.record.created}, {found.record.machine['processor']}, {found.model}, {found.text}\n")
         writer = csv.writer(file, lineterminator="\n")
         writer.writerow(
-            ["contender", "bits", "peak_mib", "phase", "rows", "tokens_per_second", "lowest", "highest", "kl", "kl_99", "perplexity_ratio", "same_first"]
+            [
+                "contender",
+                "bits",
+                "peak_mib",
+                "phase",
+                "rows",
+                "tokens_per_second",
+                "lowest",
+                "highest",
+                "kl",
+                "kl_99",
+                "perplexity_ratio",
+                "same_first",
+            ]
         )
         for phase, rows in found.cells:
             for point in found.points(phase, rows):
@@ -129,12 +142,13 @@ def filled(page: str, text: str) -> str:
 
 def _circumstances(found: Frontier) -> str:
     record = found.record
-    words = [
-        f"{found.model}, {found.parameters / 1e6:.0f} million parameters. {record.created[:10]}, "
-        f"{record.machine['processor']}, {record.threads} threads, tokens a second as medians of {record.rounds} rounds.",
-        f"Predictions against transformers' in fp32 on {found.text}.",
+    machine = f"{record.machine['processor']}, {record.threads} threads"
+    words = (
+        f"{found.model}, {found.parameters / 1e6:.0f} million parameters. {record.created[:10]}, {machine}.",
+        f"Tokens a second are medians of up to {record.rounds} rounds in turns.",
+        f"Predictions are compared with transformers' in fp32 on {found.text}.",
         found.note,
-    ]
+    )
     return "\n".join(filter(None, words))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
@@ -119,8 +120,9 @@ def _is_of(row: Row, contender: str, phase: str, rows: int) -> bool:
 
 
 def unbeaten(points: Sequence[Point]) -> list[Point]:
-    """Those that no other one beats, the fastest first."""
-    found = [point for point in points if not any(other.beats(point) for other in points)]
+    """Those that no other one beats, the fastest first; what predicts nothing finite is not among them."""
+    finite = [point for point in points if math.isfinite(point.kl)]
+    found = [point for point in finite if not any(other.beats(point) for other in finite)]
     return sorted(found, key=lambda point: (-point.speed, point.kl))
 
 
