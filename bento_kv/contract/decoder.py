@@ -33,6 +33,8 @@ class Decoder(Protocol):
     Attributes:
         chunk_exact: a prompt's bits do not depend on the chunks, of two tokens or more, that it is computed in.
         takes_positions: `step` takes a `position_offset`.
+        tokens_in_pairs: a step computes tokens two by two, an odd one with a copy of it: a draft in the copy's place costs little.
+        draft_exact: a row's bits are the same with and without drafts behind its token.
         exact: how far equality goes.
         slots: rows of the cache.
         max_length: positions of a slot.
@@ -45,6 +47,12 @@ class Decoder(Protocol):
 
     @property
     def takes_positions(self) -> bool: ...
+
+    @property
+    def tokens_in_pairs(self) -> bool: ...
+
+    @property
+    def draft_exact(self) -> bool: ...
 
     @property
     def exact(self) -> Exactness: ...

@@ -84,6 +84,12 @@ class EngineConfig:
         "`prefill_chunk // slots - 1`, so that a step of all slots has no more tokens than a chunk",
         bounds=_COUNT,
     )
+    spare_guess: bool = setting(
+        True,
+        "where the model computes tokens two by two (int4), whether a request that decodes alone has a guess of its next "
+        "token checked in the place that a copy would take, if the prompt or the answer has one. In mode `batch` with more "
+        "than one slot only where that changes no bit. It does nothing where `speculation` is on",
+    )
     max_queue_seconds: float | None = setting(
         None,
         "a request that has waited longer than this for its first step ends without an answer (503); a request may ask for "

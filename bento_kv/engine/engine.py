@@ -200,6 +200,7 @@ class Engine:
             self._detokenize,
             deadlines=request.deadlines.within(self._deadlines),
             speculation=self._limits.speculation,
+            spare_guess=self._scheduler.spare_drafts,
         )
 
     def _check_open(self) -> None:

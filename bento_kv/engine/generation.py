@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from bento_kv.engine.deadlines import Deadlines
 from bento_kv.engine.logits import token_logprobs
-from bento_kv.engine.lookup import Speculation
+from bento_kv.engine.lookup import SpareGuess, Speculation
 from bento_kv.engine.output_text import OutputText
 from bento_kv.engine.request import Detokenize, FinishReason, Request, StepOutput, TokenLogprobs
 from bento_kv.engine.sampler import Sampler
@@ -31,6 +31,7 @@ class Generation:
         detokenize: token ids to text.
         deadlines: how long it may wait and take.
         speculation: drafts that a step may check, unless the request says.
+        spare_guess: guess for the room that a step may have to spare, if the request says nothing of drafts.
 
     Attributes:
         request: as it was submitted.
@@ -48,6 +49,7 @@ class Generation:
         *,
         deadlines: Deadlines,
         speculation: int = 0,
+        spare_guess: bool = False,
     ) -> None:
         self.request = request
         self.sequence = SequenceState(
@@ -67,6 +69,9 @@ class Generation:
         asked = request.params.speculation
         self._most_drafts = speculation if asked is None else asked
         self._speculation: Speculation | None = None  # until the first token: who waits has no need of it
+        # Never both: what is checked to spare depends on the load, and what is speculated on must not.
+        self._guesses = spare_guess and asked is None and not speculation
+        self._spare: SpareGuess | None = None  # likewise
         self._sampler = Sampler(request.params, request.prompt_ids)
         self._text = OutputText(detokenize, request.params.stop, request.prompt_ids)
 
@@ -100,7 +105,9 @@ class Generation:
                 outputs.append(self._choose(row))
                 if outputs[-1].finish_reason is not None or outputs[-1].token_ids != (draft,):
                     break
-            self.sequence.drafts = self._speculate([*_token_ids(outputs)], len(drafts))
+            chosen = [*_token_ids(outputs)]
+            self.sequence.drafts = self._speculate(chosen, len(drafts))
+            self.sequence.spare = self._guess(chosen)
         except Exception as error:
             logger.exception("request %s ends with an error", self.request.id)
             outputs.append(failure("the output could not be continued", error))
@@ -142,6 +149,15 @@ class Generation:
             self._speculation = Speculation(self.request.prompt_ids, self._most_drafts)
         self._speculation.observe(chosen, drafts)
         return self._speculation.propose(max(0, self._left - 1))
+
+    def _guess(self, chosen: Sequence[int]) -> tuple[int, ...]:
+        """A guess for the next step, likewise."""
+        if not self._guesses:
+            return ()
+        if self._spare is None:
+            self._spare = SpareGuess(self.request.prompt_ids)
+        self._spare.observe(chosen)
+        return self._spare.propose() if self._left > 1 else ()
 
 
 def _joined(outputs: Sequence[StepOutput]) -> StepOutput:

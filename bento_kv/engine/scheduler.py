@@ -49,6 +49,7 @@ class Scheduler:
         exact: the mode.
         chunked: False computes every prompt in one go, whatever its length, for decoders whose bits depend on the chunks.
         priority_places: see above.
+        spare_drafts: a row that decodes alone has its `spare` guess checked.
     """
 
     def __init__(
@@ -60,9 +61,11 @@ class Scheduler:
         exact: Exactness,
         chunked: bool = True,
         priority_places: int = 32,
+        spare_drafts: bool = False,
     ) -> None:
         self.slots = cache.slots
         self.cache = cache
+        self.spare_drafts = spare_drafts
         self.waiting: list[SequenceState] = []  # by rank
         self.running: dict[int, SequenceState] = {}  # by slot
         self._prefill_tokens = prefill_tokens
@@ -88,15 +91,17 @@ class Scheduler:
 
     def schedule(self) -> StepPlan | None:
         """The plan of the next step, rows by slot; None if there is nothing to compute."""
-        decoding = any(sequence.pending == 1 for sequence in self.running.values())
+        someone_decodes = any(sequence.pending == 1 for sequence in self.running.values())
         rows: list[StepRow] = []
-        if not (self._prefilled_last and decoding) or self._exact == "full":
-            budget = self._prefill_chunk if decoding else self._prefill_tokens
+        if not (self._prefilled_last and someone_decodes) or self._exact == "full":
+            budget = self._prefill_chunk if someone_decodes else self._prefill_tokens
             self._admit(budget)
             rows = self._prefill_rows(budget)
         self._prefilled_last = bool(rows)
         if not rows or self._exact == "full":
-            rows += [self._decode_row(sequence) for sequence in self.running.values() if sequence.pending == 1]
+            decoding = [sequence for sequence in self.running.values() if sequence.pending == 1]
+            alone = self.spare_drafts and not rows and len(decoding) == 1
+            rows += [self._decode_row(sequence, spare=alone) for sequence in decoding]
         return StepPlan(tuple(sorted(rows, key=attrgetter("slot")))) if rows else None
 
     def update(self, plan: StepPlan, chosen: Iterable[Sequence[int]]) -> int:
@@ -251,10 +256,12 @@ class Scheduler:
         n = limit - (pending == limit + 1)
         return n if n >= 2 and self._chunked else 0
 
-    def _decode_row(self, sequence: SequenceState) -> StepRow:
-        """The last token, and as many drafts as could still become part of the answer."""
-        room = min(self._max_drafts, sequence.positions - len(sequence.tokens) - 1)
-        drafts = sequence.drafts[: max(0, room)]
+    def _decode_row(self, sequence: SequenceState, *, spare: bool) -> StepRow:
+        """The last token, and as many drafts as could still become part of the answer; or the spare guess."""
+        room = max(0, sequence.positions - len(sequence.tokens) - 1)
+        drafts = sequence.drafts[: min(self._max_drafts, room)]
+        if spare and not drafts:
+            drafts = sequence.spare[:room]
         tokens = (sequence.tokens[-1], *drafts)
         return StepRow(_slot(sequence), tokens, sequence.computed, logits=len(tokens), drafts=len(drafts))
 
@@ -276,7 +283,8 @@ def scheduler_for(decoder: Decoder, config: EngineConfig, *, slots: int, kv_toke
     """The scheduler of an engine.
 
     Args:
-        decoder: its `chunk_exact` says whether prompts may be cut and prefixes be reused.
+        decoder: its `chunk_exact` says whether prompts may be cut and prefixes be reused, `tokens_in_pairs` and
+            `draft_exact` whether a row that decodes alone has a guess checked.
         config: budgets and modes.
         slots: rows of the KV cache.
         kv_tokens: positions of the KV cache that there is memory for.
@@ -299,4 +307,6 @@ def scheduler_for(decoder: Decoder, config: EngineConfig, *, slots: int, kv_toke
         exact=config.exact,
         chunked=decoder.chunk_exact,
         priority_places=config.priority_places,
+        # Who decodes alone depends on the load, so that it must change no bit; with one slot everybody does.
+        spare_drafts=config.spare_guess and decoder.tokens_in_pairs and (decoder.draft_exact or slots == 1),
     )

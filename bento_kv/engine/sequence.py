@@ -20,6 +20,7 @@ class SequenceState:
         salt: whose cached prefixes it may take over.
         client: whose it is; clients take turns.
         drafts: guesses of what follows `tokens`, to be checked in the next step; whoever chooses tokens sets them anew.
+        spare: a guess to be checked if the next step has room that costs nothing; set anew likewise.
         slot: row of the KV cache; None before admission and after the end.
         computed: how many of `tokens` have their keys and values in the slot, or in `paused`.
         hit: how many of them were found in the prefix cache.
@@ -36,6 +37,7 @@ class SequenceState:
     salt: str | None = None
     client: str | None = None
     drafts: tuple[int, ...] = ()
+    spare: tuple[int, ...] = ()
     slot: int | None = None
     computed: int = 0
     hit: int = 0

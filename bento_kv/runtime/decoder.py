@@ -104,6 +104,15 @@ class OnnxDecoder:
     def vocab_size(self) -> int:
         return self.manifest.vocab_size
 
+    @property
+    def tokens_in_pairs(self) -> bool:
+        return self.manifest.traits.tokens_in_pairs
+
+    @property
+    def draft_exact(self) -> bool:
+        # A row of one token has one query in mode `batch`, unless its heads are grouped, and with drafts it has several.
+        return self.exact == "full" or self._grouped
+
     def step(self, plan: StepPlan, *, position_offset: int = 0) -> NDArray[np.float32]:
         """Compute the plan's tokens and write their keys and values.
 

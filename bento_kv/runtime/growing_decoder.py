@@ -76,6 +76,8 @@ class GrowingDecoder:
 
     exact: Exactness = "batch"
     chunk_exact = False
+    tokens_in_pairs = False
+    draft_exact = False
 
     def __init__(self, graph: CachedGraph, *, slots: int, max_length: int, vocab_size: int) -> None:
         self._graph = graph

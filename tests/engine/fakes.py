@@ -85,6 +85,7 @@ class FakeDecoder:
         before_step: called with each plan before it is computed; it may block or raise.
         exact: the mode.
         chunk_exact: False if prompts have to be computed in one go and nothing be taken over.
+        tokens_in_pairs, draft_exact: what it says of drafts.
 
     Attributes:
         plans: computed so far.
@@ -101,11 +102,15 @@ class FakeDecoder:
         before_step: Callable[[StepPlan], None] = lambda plan: None,
         exact: Exactness = "batch",
         chunk_exact: bool = True,
+        tokens_in_pairs: bool = False,
+        draft_exact: bool = False,
     ) -> None:
         self.slots = slots
         self.max_length = max_length
         self.vocab_size = vocab_size
         self.chunk_exact = chunk_exact
+        self.tokens_in_pairs = tokens_in_pairs
+        self.draft_exact = draft_exact
         self.plans: list[StepPlan] = []
         self.moves: list[tuple[object, ...]] = []
         self.before_step = before_step

@@ -23,6 +23,7 @@ def make_scheduler(
     kv_tokens: int = 10**6,
     priority_places: int = 4,
     longest: int | None = None,
+    spare_drafts: bool = False,
 ) -> Scheduler:
     decoder = FakeDecoder(slots=slots, max_length=MAX_LENGTH, exact=exact)
     cache = PrefixCache(decoder, slots=slots, kv_tokens=kv_tokens, exact=exact, reuse=False, longest=longest)
@@ -32,6 +33,7 @@ def make_scheduler(
         prefill_chunk=prefill_chunk,
         exact=exact,
         chunked=chunked,
+        spare_drafts=spare_drafts,
         priority_places=priority_places,
     )
 
@@ -306,6 +308,25 @@ def test_drafts_stand_behind_the_last_token_and_those_accepted_are_computed(exac
     assert (guessing.tokens[3:], guessing.computed, guessing.pending) == ([9, 4, 5, 7], 6, 1)
     assert (plain.tokens[3:], plain.computed) == ([9, 8], 4)
     assert advance(scheduler) == [(0, 6, 1), (1, 4, 1)]
+
+
+@pytest.mark.parametrize("exact", ["batch", "full"])
+def test_a_spare_guess_is_checked_by_who_decodes_alone(exact: Exactness) -> None:
+    scheduler = make_scheduler(slots=2, exact=exact, spare_drafts=True)
+    (first,) = waiting(scheduler, 3)
+    advance(scheduler)
+    first.spare = (4,)
+    plan = scheduler.schedule()
+    assert plan == StepPlan((StepRow(0, (9, 4), 3, logits=2, drafts=1),))
+    scheduler.update(plan, [(4, 7)])
+    (second,) = waiting(scheduler, 3)
+    first.spare = second.spare = (5,)
+    advance(scheduler)  # a prefill, and in mode `full` a row that is not alone any more
+    advance(scheduler)
+    first.spare = second.spare = (5,)
+    plan = scheduler.schedule()
+    assert plan is not None
+    assert [row.drafts for row in plan.rows] == [0, 0]
 
 
 def test_drafts_are_cut_where_the_answer_must_end_and_where_a_step_of_all_slots_would_be_too_long() -> None:

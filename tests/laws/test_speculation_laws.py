@@ -20,6 +20,7 @@ from bento_kv.engine.engine import Engine
 from bento_kv.engine.request import Detokenize, SamplingParams
 from bento_kv.runtime.decoder import OnnxDecoder
 from bento_kv.text.tokenizer import Tokenizer
+from tests.decoders import exported, source
 from tests.engine.fakes import VOCAB_SIZE, Client, FakeDecoder, copying, letters, run_to_end
 
 ids = st.integers(0, VOCAB_SIZE - 1)
@@ -45,6 +46,7 @@ class Watched:
         self.decoder, self.drafts, self.steps = decoder, 0, 0
         self.slots, self.max_length, self.vocab_size = decoder.slots, decoder.max_length, decoder.vocab_size
         self.chunk_exact = decoder.chunk_exact
+        self.tokens_in_pairs, self.draft_exact = decoder.tokens_in_pairs, decoder.draft_exact
         self.copy, self.save, self.restore, self.release = decoder.copy, decoder.save, decoder.restore, decoder.release
 
     def step(self, plan: StepPlan) -> NDArray[np.float32]:
@@ -59,10 +61,12 @@ def answers(
     speculation: int,
     asked: Sequence[tuple[Sequence[int], SamplingParams]],
     exact: Exactness = "batch",
+    *,
+    spare: bool = False,
 ) -> tuple[list[tuple[object, ...]], Watched]:
     """All that the clients hear, served together."""
     watched = Watched(decoder)
-    engine = Engine(watched, detokenize, EngineConfig(exact=exact, speculation=speculation))
+    engine = Engine(watched, detokenize, EngineConfig(exact=exact, speculation=speculation, spare_guess=spare))
     clients = [Client(str(i), tuple(prompt_ids), own) for i, (prompt_ids, own) in enumerate(asked)]
     for client in clients:
         engine.submit(client.request)
@@ -148,3 +152,62 @@ def test_law_2_holds_for_guesses(demo_decoder: Path, exact: Exactness) -> None:
     together, watched = answers(decoder(), tokenizer.decode, 8, asked, exact)
     assert watched.drafts
     assert together == [answers(decoder(), tokenizer.decode, 8, [one], exact)[0][0] for one in asked]
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    asked=prompts.flatmap(lambda them: st.tuples(*(st.tuples(st.just(p), params) for p in them))),
+    exact=st.sampled_from(["batch", "full"]),
+)
+def test_an_answer_is_the_same_with_and_without_a_spare_guess(
+    asked: tuple[tuple[tuple[int, ...], SamplingParams], ...], exact: Exactness
+) -> None:
+    def run(spare: bool) -> list[tuple[object, ...]]:
+        decoder = FakeDecoder(max_length=65, logits=copying, exact=exact, tokens_in_pairs=True, draft_exact=True)
+        return answers(decoder, letters, 0, asked, exact, spare=spare)[0]
+
+    assert run(True) == run(False)
+
+
+@pytest.mark.usefixtures("all_cpus")
+@pytest.mark.parametrize("exact", ["full", "batch"])
+def test_a_spare_guess_changes_no_bit(exact: Exactness) -> None:
+    """Alone with a guess, alone without, and together, where there is none: to the last bit of every log-probability."""
+    # Six heads a group: in mode `batch` they are grouped, so that a row of one token is computed as those of several.
+    directory = exported(
+        source("qwen2", hidden_size=192, num_attention_heads=12, num_key_value_heads=2), precision="int4"
+    )
+    # Of few tokens, answers of random weights repeat themselves, too.
+    few = {token_id: 1000.0 for token_id in (7, 8, 9)}
+    own = SamplingParams(temperature=0, max_tokens=60, logprobs=3, logit_bias=few)
+    prompts = [(*range(5, 25),) * 2, (7, 8, 9) * 4, (40, 41)]
+    asked = [(prompt, how) for prompt in prompts for how in (own, replace(own, temperature=0.3, seed=1))]
+
+    def words(ids: Sequence[int]) -> str:
+        return "".join(f" {token_id}" for token_id in ids)
+
+    def run(them: Sequence[tuple[Sequence[int], SamplingParams]], *, spare: bool) -> tuple[list[object], Watched]:
+        decoder = OnnxDecoder(directory, slots=6, exact=exact, threads=2, max_length=128)
+        heard, watched = answers(decoder, words, 0, them, exact, spare=spare)
+        return [*heard], watched
+
+    together, _ = run(asked, spare=True)
+    drafts = saved = 0
+    for one, heard in zip(asked, together, strict=True):
+        (guessed, watched), (plain, unwatched) = run([one], spare=True), run([one], spare=False)
+        assert guessed == plain == [heard]
+        assert unwatched.drafts == 0
+        drafts, saved = drafts + watched.drafts, saved + unwatched.steps - watched.steps
+    assert drafts > saved > 20  # right ones and wrong ones
+
+
+def test_no_spare_guess_where_it_could_change_a_bit_or_costs() -> None:
+    asked = [((*range(10),) * 2, SamplingParams(temperature=0, max_tokens=40))]
+
+    def drafts(slots: int, *, pairs: bool, same: bool) -> int:
+        decoder = FakeDecoder(slots=slots, logits=copying, tokens_in_pairs=pairs, draft_exact=same)
+        return answers(decoder, letters, 0, asked, spare=True)[1].drafts
+
+    assert drafts(2, pairs=True, same=True) > 10
+    assert drafts(1, pairs=True, same=False) > 10  # whoever decodes is alone
+    assert drafts(2, pairs=True, same=False) == drafts(2, pairs=False, same=True) == 0
