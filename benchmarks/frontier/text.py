@@ -5,13 +5,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from benchmarks.catalogue import ROOT
 from bento_kv.proof.quality import probe_sequences
 from bento_kv.text.tokenizer import Tokenizer
 
-DESCRIPTION = "the proof's passages and chats, and pieces of docs/concepts"
+DESCRIPTION = "the proof's passages and chats, and pieces of this project's documentation"
 PIECE, PIECES = 256, 4
-_PAGES = ROOT / "docs" / "concepts"
+# This project's pages on its concepts as they once were: results are compared over time, so it stays as it is.
+_PROSE = Path(__file__).with_name("prose.txt")
 
 
 def sequences_of(decoder: Path, max_length: int) -> list[list[int]]:
@@ -22,7 +22,7 @@ def sequences_of(decoder: Path, max_length: int) -> list[list[int]]:
         max_length: positions of the model.
     """
     tokenizer = Tokenizer(decoder)
-    pages = tokenizer.encode("\n\n".join(page.read_text() for page in sorted(_PAGES.glob("*.md"))))
+    pages = tokenizer.encode(_PROSE.read_text(encoding="utf-8"))
     step = (len(pages) - PIECE) // (PIECES - 1)
     return probe_sequences(tokenizer, max_length) + [pages[at * step : at * step + PIECE] for at in range(PIECES)]
 
