@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import csv
 import sys
+import textwrap
 from datetime import datetime
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,6 +20,7 @@ from benchmarks.frontier.results import Frontier, fastest_as_faithful, unbeaten
 from benchmarks.report import OURS, table
 from benchmarks.results import KEPT
 
+WIDTH = 100  # of lines of a page, but for tables
 README = Path(__file__).parents[1] / "README.md"
 BEGIN, END = "<!-- frontier: begin -->", "<!-- frontier: end -->"
 
@@ -149,7 +151,7 @@ def _circumstances(found: Frontier) -> str:
         f"Predictions are compared with transformers' in fp32 on {found.text}.",
         found.note,
     )
-    return "\n".join(filter(None, words))
+    return textwrap.fill(" ".join(filter(None, words)), WIDTH, break_long_words=False, break_on_hyphens=False)
 
 
 def _title(phase: str, rows: int) -> str:

@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks.catalogue import ENGINES, choose
 from benchmarks.frontier.contenders import CONTENDERS
-from benchmarks.frontier.report import BEGIN, END, README, ahead, contenders, filled, frontiers, write_csv
+from benchmarks.frontier.report import BEGIN, END, README, ahead, contenders, filled, frontiers, report, write_csv
 from benchmarks.frontier.results import Frontier, Phases, Point, fastest_as_faithful, unbeaten
 from benchmarks.results import Loaded, Record, Row
 from benchmarks.workers.protocol import piece_of
@@ -102,6 +102,13 @@ def test_tables_leave_empty_what_was_not_measured(found: Frontier) -> None:
     assert "| **bento_kv int4** | 4.5 |  | 0.05 | 0.1 | 1.100 | 90.0% | 30 |  |" in contenders(found)
     assert "| x1 | bento_kv int4 (0.1) |" in frontiers(found)
     assert ahead(found).endswith("| llama.cpp Q4_0 | 1.20 |  |")
+
+
+def test_prose_is_wrapped_and_says_what_the_reader_has_to_know(found: Frontier) -> None:
+    found.note = "On a grid, which flatters. " * 9
+    text = report(found)
+    assert "On a grid" in text
+    assert all(len(line) <= 100 or line.startswith("|") for line in text.splitlines())
 
 
 def test_what_was_written_is_read_again(found: Frontier, tmp_path: Path) -> None:
