@@ -27,10 +27,11 @@ exception that its user expects.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from bento_kv.contract.remedies import Remedy
 
 __all__ = [
