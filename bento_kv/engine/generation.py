@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from bento_kv.engine.deadlines import Deadlines
 from bento_kv.engine.logits import token_logprobs
-from bento_kv.engine.lookup import SpareGuess, Speculation
+from bento_kv.engine.lookup import PromptLookup, Speculation
 from bento_kv.engine.output_text import OutputText
 from bento_kv.engine.request import Detokenize, FinishReason, Request, StepOutput, TokenLogprobs
 from bento_kv.engine.sampler import Sampler
@@ -71,7 +71,7 @@ class Generation:
         self._speculation: Speculation | None = None  # until the first token: who waits has no need of it
         # Never both: what is checked to spare depends on the load, and what is speculated on must not.
         self._guesses = spare_guess and asked is None and not speculation
-        self._spare: SpareGuess | None = None  # likewise
+        self._spare: PromptLookup | None = None  # likewise
         self._sampler = Sampler(request.params, request.prompt_ids)
         self._text = OutputText(detokenize, request.params.stop, request.prompt_ids)
 
@@ -155,9 +155,11 @@ class Generation:
         if not self._guesses:
             return ()
         if self._spare is None:
-            self._spare = SpareGuess(self.request.prompt_ids)
-        self._spare.observe(chosen)
-        return self._spare.propose() if self._left > 1 else ()
+            self._spare = PromptLookup(self.request.prompt_ids)
+        for token_id in chosen:
+            self._spare.append(token_id)
+        # It takes the place of a copy, so it asks for no evidence but a match.
+        return self._spare.propose(1) if self._left > 1 else ()
 
 
 def _joined(outputs: Sequence[StepOutput]) -> StepOutput:

@@ -67,28 +67,6 @@ class PromptLookup:
         self.matched = 0
 
 
-class SpareGuess:
-    """One guess of the next token, for a step that computes tokens two by two and has but one.
-
-    It takes the place of a copy, so it asks for no evidence but a match. All that it depends on is the sequence.
-
-    Args:
-        token_ids: the sequence so far.
-    """
-
-    def __init__(self, token_ids: Iterable[int]) -> None:
-        self._lookup = PromptLookup(token_ids)
-
-    def observe(self, chosen: Sequence[int]) -> None:
-        """These tokens were chosen."""
-        for token_id in chosen:
-            self._lookup.append(token_id)
-
-    def propose(self) -> tuple[int, ...]:
-        """The guess, or none."""
-        return self._lookup.propose(1)
-
-
 class Speculation:
     """What one request has checked in a step: nothing, until it is worth it.
 
